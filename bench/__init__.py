@@ -1,0 +1,1 @@
+"""Files in, measurements and a verdict out; never imports torch."""

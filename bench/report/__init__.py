@@ -1,0 +1,1 @@
+"""One report, four forms: JSON, Markdown, HTML, JUnit."""

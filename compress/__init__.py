@@ -1,0 +1,1 @@
+"""A torch model in, a smaller torch model out."""

@@ -1,0 +1,1 @@
+"""A torch model in, files for a device out."""

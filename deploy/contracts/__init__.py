@@ -1,0 +1,1 @@
+"""What each runtime demands of a Q/DQ graph, checked offline, node by node."""

@@ -1,0 +1,1 @@
+"""One converter a runtime: the file it wants, built on the host, each in a process of its own."""
