@@ -6,6 +6,7 @@ downgraded in silence: a setting that can't be honoured is a MeasureError.
 
 from __future__ import annotations
 
+import io
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
@@ -90,3 +91,59 @@ def check_feeds(inputs: Tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray])
             raise MeasureError(
                 "expected %s %s, got %s %s" % (spec.dtype, spec.shape, array.dtype, array.shape), where=name
             )
+
+
+PRECISIONS = ("float32", "default")
+
+
+def check_options(options: Options) -> None:
+    """Check what every runtime can be asked for.
+
+    Raises:
+        MeasureError: threads or batch under 1, or a precision that doesn't exist.
+    """
+    for name in ("threads", "batch"):
+        value = getattr(options, name)
+        if not isinstance(value, int) or value < 1:
+            raise MeasureError("%s: expected a whole number from 1, got %r" % (name, value), where="options")
+    if options.precision not in PRECISIONS:
+        raise MeasureError("precision: expected %s, got %r" % (" or ".join(PRECISIONS), options.precision))
+
+
+def read_head(path: str, size: int) -> bytes:
+    """The first ``size`` bytes of a file.
+
+    Raises:
+        MeasureError: it isn't there, is a folder, can't be read, or is empty.
+    """
+    try:
+        with io.open(path, "rb") as file:
+            head = file.read(size)
+    except OSError as error:
+        raise MeasureError("can't be read: %s" % (error.strerror or error), where=path) from error
+    if not head:
+        raise MeasureError("the file is empty", where=path)
+    return head
+
+
+def batched(shape: Tuple[Optional[int], ...], batch: int, where: str) -> Tuple[Optional[int], ...]:
+    """``shape`` with ``batch`` as its first dimension.
+
+    Raises:
+        MeasureError: the file has another fixed batch.
+    """
+    if not shape:
+        raise MeasureError("expected an input with a batch dimension, got a scalar", where=where)
+    if shape[0] is not None and shape[0] != batch:
+        raise MeasureError(
+            "the file has a fixed batch of %d, asked for %d" % (shape[0], batch),
+            where=where,
+            hint="measure with batch %d, or convert with a dynamic batch" % shape[0],
+        )
+    return (batch,) + tuple(shape[1:])
+
+
+def reason(error: BaseException) -> str:
+    """What a runtime's error says, without stack frames and source paths: its last line that isn't empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,68 @@
+"""Training state in one safetensors file: tensors by name, everything else as JSON in its header. No pickle.
+
+A file is written beside and renamed, so that a killed process leaves the last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from edgewise.errors import ArtifactError
+
+
+def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write weights, optimizer state, the random generator and ``progress`` (JSON) to ``path``."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    scalars: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                scalars[f"{index}.{name}"] = value
+    tensors["random"] = torch.get_rng_state()
+    # Clones: tied tensors share storage, which the format refuses.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    with beside.open("wb") as file:
+        file.write(to_bytes(tensors, {"progress": json.dumps(progress), "scalars": json.dumps(scalars)}))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the state of ``path`` back into ``model`` and ``optimizer``; returns ``progress``.
+
+    Raises:
+        ArtifactError: the file isn't a checkpoint of this model.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        progress: dict[str, Any] = json.loads(header["progress"])
+        scalars = json.loads(header["scalars"])
+        model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        groups = optimizer.state_dict()["param_groups"]
+        state: dict[int, dict[str, Any]] = {}
+        entries = [(n.removeprefix("optimizer."), t) for n, t in tensors.items() if n.startswith("optimizer.")]
+        for name, value in [*entries, *scalars.items()]:
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["random"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
+        raise ArtifactError(
+            f"not a checkpoint of this training run ({error})", where=str(path), hint="delete it to start over"
+        ) from error
+    return progress

@@ -1,0 +1,124 @@
+"""ONNX Runtime on the CPU. Python >= 3.8.
+
+One float arithmetic: ``Options.precision`` "default" means float32 too. The outputs of ``run`` are new arrays each time;
+inputs that are C-contiguous are read in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from edgewise.deploy.runtimes.base import Options, TensorSpec, batched, check_options, read_head, reason
+from edgewise.errors import MeasureError, RuntimeMissing
+
+NAME = "onnxruntime"
+SUFFIX = ".onnx"
+PROVIDERS = ["CPUExecutionProvider"]
+# What may change speed or arithmetic, set rather than left to a version's default, and read back.
+CONFIG = {"session.intra_op.allow_spinning": "0", "mlas.enable_gemm_fastmath_arm64_bfloat16": "0"}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+def missing() -> Optional[str]:
+    """None where ONNX Runtime works here, else how to get it."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        return "onnxruntime can't be imported (%s): pip install onnxruntime" % error
+    return None
+
+
+class OrtSession:
+    """An opened ``.onnx`` file."""
+
+    def __init__(self, session: Any, batch: int, path: str) -> None:
+        import onnxruntime
+
+        options = session.get_session_options()
+        self._session = session
+        self.inputs = tuple(_spec(arg, path, batch) for arg in session.get_inputs())
+        self.outputs = tuple(_spec(arg, path, None) for arg in session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+        self.settings: Dict[str, Any] = {
+            "runtime": NAME,
+            "version": onnxruntime.__version__,
+            "threads": options.intra_op_num_threads,
+            "inter_op_threads": options.inter_op_num_threads,
+            "execution_mode": options.execution_mode.name,
+            "graph_optimization": options.graph_optimization_level.name,
+            "providers": session.get_providers(),
+            "precision": "float32",
+            "batch": batch,
+        }
+        self.settings.update((key, options.get_session_config_entry(key)) for key in CONFIG)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference."""
+        return dict(zip(self._names, self._session.run(self._names, feeds)))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._session = None
+
+
+def open(path: str, options: Options = Options()) -> OrtSession:
+    """Open a ``.onnx`` file for ``options.batch`` samples a run.
+
+    Raises:
+        RuntimeMissing: ONNX Runtime isn't installed.
+        MeasureError: the file isn't one ONNX Runtime can run, or an option can't be honoured.
+    """
+    absent = missing()
+    if absent:
+        raise RuntimeMissing(absent)
+    check_options(options)
+    read_head(path, 1)
+    # Our own files call the batch "batch"; a file with other names is opened a second time, all names known.
+    session = _load(path, options, ["batch"])
+    free = [arg.shape[0] for arg in session.get_inputs() if arg.shape and isinstance(arg.shape[0], str)]
+    if free:
+        session = _load(path, options, ["batch"] + free)
+    opened = OrtSession(session, options.batch, path)
+    asked = dict(CONFIG, threads=options.threads, inter_op_threads=1, providers=PROVIDERS)
+    for key, value in asked.items():
+        if opened.settings[key] != value:
+            raise MeasureError("asked for %s %r, it runs with %r" % (key, value, opened.settings[key]), where=path)
+    return opened
+
+
+def _load(path: str, options: Options, batch_names: List[str]) -> Any:
+    import onnxruntime
+
+    wanted = onnxruntime.SessionOptions()
+    wanted.intra_op_num_threads = options.threads
+    wanted.inter_op_num_threads = 1
+    wanted.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    wanted.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    wanted.log_severity_level = 3
+    for key, value in CONFIG.items():
+        wanted.add_session_config_entry(key, value)
+    # A static shape lets the optimizer fold shape arithmetic and the arena plan its memory.
+    for name in batch_names:
+        wanted.add_free_dimension_override_by_name(name, options.batch)
+    try:
+        return onnxruntime.InferenceSession(path, wanted, providers=PROVIDERS)
+    except Exception as error:  # onnxruntime's errors share no base of their own
+        raise MeasureError("ONNX Runtime can't open it: %s" % reason(error), where=path) from error
+
+
+def _spec(arg: Any, path: str, batch: Optional[int]) -> TensorSpec:
+    if arg.type not in DTYPES:
+        raise MeasureError("%r is of type %s: expected a plain tensor" % (arg.name, arg.type), where=path)
+    shape: Tuple[Optional[int], ...] = tuple(size if isinstance(size, int) else None for size in arg.shape)
+    return TensorSpec(arg.name, shape if batch is None else batched(shape, batch, path), DTYPES[arg.type])

@@ -1,0 +1,137 @@
+"""OpenVINO on the CPU. Python >= 3.8.
+
+``Options.precision`` "float32" asks for exact float32; "default" lets OpenVINO choose (bf16 where the CPU has it) and the
+choice is read back. ``run`` copies inputs into the request's own tensors and outputs out of them, so arrays stay valid.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any, Dict, Mapping, Optional
+
+import numpy as np
+
+from edgewise.deploy.runtimes.base import Options, TensorSpec, batched, check_options, read_head, reason
+from edgewise.errors import MeasureError, RuntimeMissing
+
+NAME = "openvino"
+SUFFIX = ".xml"
+READ_BACK = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING")
+
+
+def missing() -> Optional[str]:
+    """None where OpenVINO works here, else how to get it."""
+    try:
+        import openvino  # noqa: F401
+    except ImportError as error:
+        return "openvino can't be imported (%s): pip install openvino" % error
+    return None
+
+
+class OvSession:
+    """A compiled model with one infer request."""
+
+    def __init__(self, compiled: Any, batch: int) -> None:
+        import openvino
+
+        request = compiled.create_infer_request()
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        # Views on memory that the request owns: filling them is cheaper than handing over a new tensor each time.
+        self._in = [(spec.name, request.get_input_tensor(i).data) for i, spec in enumerate(self.inputs)]
+        # An output whose size is known only after a run has no fixed memory to look at.
+        self._out = [
+            (spec.name, request.get_output_tensor(i).data if None not in spec.shape else None, i)
+            for i, spec in enumerate(self.outputs)
+        ]
+        self._request = request
+        properties = {name: compiled.get_property(name) for name in READ_BACK}
+        self.settings: Dict[str, Any] = {
+            "runtime": NAME,
+            "version": openvino.__version__,
+            "threads": properties["INFERENCE_NUM_THREADS"],
+            "streams": properties["NUM_STREAMS"],
+            "precision": properties["INFERENCE_PRECISION_HINT"].get_type_name(),
+            "cpu_pinning": properties["ENABLE_CPU_PINNING"],
+            "devices": list(compiled.get_property("EXECUTION_DEVICES")),
+            "batch": batch,
+        }
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference."""
+        for name, view in self._in:
+            array = feeds[name]
+            if array.shape != view.shape or array.dtype != view.dtype:  # copyto would broadcast and cast
+                raise MeasureError(
+                    "expected %s %s, got %s %s" % (view.dtype, view.shape, array.dtype, array.shape), where=name
+                )
+            view[...] = array
+        request = self._request
+        request.infer()
+        return {
+            name: (request.get_output_tensor(i).data if view is None else view).copy() for name, view, i in self._out
+        }
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._in, self._out, self._request = [], [], None
+
+
+def open(path: str, options: Options = Options()) -> OvSession:
+    """Open an ``.xml`` (with its ``.bin``), or an ``.onnx`` or ``.tflite`` file, for ``options.batch`` samples a run.
+
+    Raises:
+        RuntimeMissing: OpenVINO isn't installed.
+        MeasureError: the file isn't one OpenVINO can run, or an option can't be honoured.
+    """
+    absent = missing()
+    if absent:
+        raise RuntimeMissing(absent)
+    check_options(options)
+    _check_file(path)
+    import openvino
+
+    asked: Dict[str, Any] = {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    if options.precision == "float32":
+        asked["INFERENCE_PRECISION_HINT"] = openvino.Type.f32
+    try:
+        core = openvino.Core()
+        model = core.read_model(path)
+        shapes = {port: batched(_shape(port), options.batch, path) for port in model.inputs}
+        model.reshape({port: [-1 if size is None else size for size in shape] for port, shape in shapes.items()})
+        compiled = core.compile_model(model, "CPU", asked)
+        opened = OvSession(compiled, options.batch)
+    except RuntimeError as error:
+        raise MeasureError("OpenVINO can't open it: %s" % reason(error), where=path) from error
+    for name, value in asked.items():
+        real = compiled.get_property(name)
+        if real != value:
+            raise MeasureError("asked for %s %s, it runs with %s" % (name, value, real), where=path)
+    return opened
+
+
+def _check_file(path: str) -> None:
+    """OpenVINO tries every frontend on a file it can't read and says little: say what is wrong first."""
+    head = read_head(path, 4096)
+    if not path.endswith(".xml"):
+        return
+    if b"<net" not in head:
+        raise MeasureError("expected OpenVINO IR, found no <net> in it", where=path)
+    weights = os.path.splitext(path)[0] + ".bin"
+    if not os.path.isfile(weights):
+        raise MeasureError("its weights are missing: expected %s" % weights, where=path)
+    with io.open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 64))
+        if not file.read().rstrip().endswith(b"</net>"):
+            raise MeasureError("truncated: it doesn't end with </net>", where=path)
+
+
+def _shape(port: Any) -> Any:
+    if port.partial_shape.rank.is_dynamic:
+        raise MeasureError("%r has no fixed number of dimensions" % port.any_name)
+    return tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+
+
+def _spec(port: Any) -> TensorSpec:
+    return TensorSpec(port.any_name, _shape(port), str(np.dtype(port.element_type.to_dtype())))

@@ -1,0 +1,427 @@
+"""The pipeline: plans every stage and its key from the recipe, runs what isn't there yet, reports.
+
+Planning needs no torch: a run with nothing left to do answers at once. Under torchrun every process comes here; the
+first one writes, the others only take part in training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise import artifact, stages
+from edgewise.artifact import Artifact
+from edgewise.compress.config import Distill, Prune, Quantize, Train
+from edgewise.config import Config
+from edgewise.errors import ArtifactError
+from edgewise.models.config import ModelFactory
+from edgewise.models.tasks.base import Task
+from edgewise.recipe import Recipe, Student
+from edgewise.stages import Stage, Work
+
+if TYPE_CHECKING:
+    from edgewise.bench.gate import Verdict
+    from edgewise.console import Console
+    from edgewise.recipe_file import LoadedRecipe
+
+WORK: dict[type[Config], Stage] = {
+    Train: stages.train,
+    Prune: stages.prune,
+    Distill: stages.distill,
+    Quantize: stages.quantize,
+}
+CONVERTERS = {
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+    "litert": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "torch"),
+    "tensorrt": ("onnx",),
+}
+TORCH = ("torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One planned stage. ``parents`` are step names by role; ``inputs`` are digests of what lies outside the run."""
+
+    name: str
+    work: Stage
+    config: Any
+    parents: Mapping[str, str]
+    versions: Mapping[str, str]
+    inputs: Mapping[str, str]
+
+    def key(self, keys: Mapping[str, str]) -> str:
+        """The content address, given the keys of the steps before."""
+        parents = {role: keys[name] for role, name in self.parents.items()}
+        return artifact.stage_key(self.name, [_json(self.config), dict(self.inputs)], parents, self.versions)
+
+    @property
+    def trains(self) -> bool:
+        """True where processes of a torchrun group must all take part."""
+        return getattr(self.config, "fit", None) is not None or getattr(self.config, "train", None) is not None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a step."""
+
+    name: str
+    key: str
+    seconds: float
+    reused: bool
+    folder: Path
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    stages: tuple[Ran, ...]
+    report: Path | None
+    verdict: dict[str, Any] | None
+
+    def summary(self) -> dict[str, Any]:
+        """The run as JSON."""
+        return {
+            "folder": str(self.folder),
+            "stages": [{**vars(ran), "folder": str(ran.folder)} for ran in self.stages],
+            "report": str(self.report) if self.report else None,
+            "verdict": self.verdict,
+        }
+
+
+def _json(config: Any) -> Any:
+    # Paths are left out of keys: the same bytes under another name are the same input (see Step.inputs).
+    return config.model_dump(mode="json", exclude={"weights", "path"}) if isinstance(config, Config) else config
+
+
+def _inputs(config: Any) -> dict[str, str]:
+    """Digests of the files and the user's code that a model config names."""
+    found = {}
+    if getattr(config, "weights", None) is not None:
+        found["weights"] = artifact.sha256_file(config.weights)
+    if isinstance(getattr(config, "model", None), ModelFactory):
+        from edgewise.models.factory import source_digest
+
+        found["factory"] = source_digest(config.model.factory)
+    return found
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """Every stage of the recipe, in order; parents come before their children."""
+    from edgewise.bench.provenance import fingerprint as device_fingerprint
+    from edgewise.models.tasks.load import fingerprint as task_fingerprint
+
+    data = {"task": task_fingerprint(recipe.task), "seed": str(recipe.seed)}
+    torch_versions, steps = artifact.versions(*TORCH), []
+
+    def add(name: str, work: Stage, config: Any, parents: Mapping[str, str], versions: Mapping[str, str]) -> str:
+        steps.append(Step(name, work, config, parents, versions, {**data, **_inputs(config)}))
+        return name
+
+    calibration = {"calibration_samples": recipe.deploy.calibration_samples}
+    add("samples", stages.samples, calibration, {}, artifact.versions("numpy", "pillow"))
+    teacher = add("teacher", stages.teacher, recipe.teacher, {}, torch_versions)
+    model = teacher
+    if isinstance(recipe.student, Student):
+        model = add("student", stages.teacher, recipe.student, {}, torch_versions)
+    float_model, quantized = model, None
+    for number, config in enumerate(recipe.stages, start=1):
+        parents = {"model": model, "teacher": teacher} if isinstance(config, Distill) else {"model": model}
+        extra = {Prune: ("torch-pruning",), Quantize: ("nncf",)}.get(type(config), ())
+        model = add(
+            f"{number}-{config.kind}", WORK[type(config)], config, parents, artifact.versions(*TORCH, *extra)
+        )
+        if isinstance(config, Quantize):
+            quantized = model
+        else:
+            float_model = model
+
+    wanted = {target.runtime: target.precisions for target in recipe.deploy.targets}
+    exported = {"teacher": teacher}
+    if float_model != teacher:
+        exported["student"] = float_model
+    if quantized:
+        exported["quantized"] = quantized
+    half = {"half": "tensorrt" in wanted}
+    export = add("export", stages.export, half, exported, artifact.versions("torch", "onnx", "onnxscript", "nncf"))
+    files = _files(wanted, teacher, float_model, quantized)
+    for file in files:
+        config = {key: file[key] for key in ("runtime", "precision", "role")}
+        parents = {"export": export, "samples": "samples", "model": file["against"]}
+        add(file["name"], stages.convert, config, parents, artifact.versions(*CONVERTERS[file["runtime"]]))
+    measured = [file for file in files if file["runtime"] != "tensorrt"]
+    add(
+        "measure",
+        stages.measure,
+        {"files": measured, "bench": recipe.bench.model_dump(mode="json"), "device": device_fingerprint()},
+        {"samples": "samples", **{f["against"]: f["against"] for f in measured}, **{f["name"]: f["name"] for f in measured}},
+        artifact.versions("onnxruntime", "openvino", "ai-edge-litert"),
+    )
+    return steps
+
+
+def _files(
+    wanted: Mapping[str, tuple[str, ...]], teacher: str, float_model: str, quantized: str | None
+) -> list[dict[str, Any]]:
+    """The files to convert. Each has the float teacher (its reference) and the float student (its parent) of the
+    same runtime beside it; ``against`` is the step whose torch answers it must follow."""
+    files: list[dict[str, Any]] = []
+    for runtime, precisions in wanted.items():
+        if runtime == "tensorrt":  # one bundle holds every precision; engines are built and timed on the device
+            against = quantized or float_model
+            files.append(
+                {"name": "tensorrt", "runtime": runtime, "precision": "+".join(precisions), "role": "candidate",
+                 "reference": None, "parent": None, "against": against}
+            )  # fmt: skip
+            continue
+        reference = f"{runtime}-float32-teacher"
+        parent = f"{runtime}-float32" if float_model != teacher else reference
+        rows = [(reference, "float32", "reference", teacher)]
+        if parent != reference:
+            role = "candidate" if "float32" in precisions else "parent"
+            rows.append((parent, "float32", role, float_model))
+        for precision in precisions:
+            if precision != "float32":
+                against = quantized if precision == "int8" and quantized else float_model
+                rows.append((f"{runtime}-{precision}", precision, "candidate", against))
+        files += [
+            {"name": name, "runtime": runtime, "precision": precision, "role": "teacher" if against == teacher and
+             role == "reference" else role, "reference": reference, "parent": parent, "against": against}
+            for name, precision, role, against in rows
+        ]  # fmt: skip
+    return files
+
+
+def find(root: Path, name: str, key: str, console: Console) -> Artifact | None:
+    """The finished artifact, verified by hash, or None. A corrupt one is named, set aside and made again."""
+    folder = artifact.stage_folder(root, name, key)
+    if not folder.exists():
+        return None
+    try:
+        return artifact.load(folder)
+    except ArtifactError as error:
+        console.warn(f"{error}\n  it is made again")
+        shutil.rmtree(folder)
+        return None
+
+
+def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
+    """Run ``loaded.recipe`` in the folder ``out``; finished stages are kept and reused.
+
+    Raises:
+        EdgewiseError: any mistake of the user's; what was finished stays.
+    """
+    recipe, rank = loaded.recipe, int(os.environ.get("RANK", "0"))
+    root = out / "stages"
+
+    @cache
+    def task() -> Task:
+        from edgewise.models.tasks.load import load_task
+
+        return load_task(recipe.task)
+
+    with ExitStack() as held:
+        if rank == 0:
+            held.enter_context(artifact.locked(out))
+            _require_runtimes(recipe)
+        steps = plan(recipe)
+        keys: dict[str, str] = {}
+        for step in steps:
+            keys[step.name] = step.key(keys)
+        done: dict[str, Artifact] = {}
+        ran: list[Ran] = []
+        for step in steps:
+            if rank and step.name == "export":
+                return RunResult(out, tuple(ran), None, None)  # the other processes only train
+            key, started = keys[step.name], time.monotonic()
+            found = find(root, step.name, key, console)
+            made = found or _make(step, key, root, recipe, task, done, console, rank)
+            done[step.name] = made
+            seconds = time.monotonic() - started
+            ran.append(Ran(step.name, key, seconds, found is not None, made.folder))
+            console.stage(step.name, reused=found is not None, seconds=seconds)
+        record = {
+            "format": 1,
+            "name": recipe.name,
+            "recipe": recipe.model_dump(mode="json"),
+            "text": loaded.text,
+            "choices": list(loaded.choices),
+            "steps": [{"name": step.name, "folder": f"stages/{done[step.name].folder.name}"} for step in steps],
+        }
+        (out / "run.json").write_text(json.dumps(record, indent=1))
+        page, verdict = _report(out, recipe, done, loaded.text, list(loaded.choices))
+    return RunResult(out, tuple(ran), page, verdict)
+
+
+def _require_runtimes(recipe: Recipe) -> None:
+    """Say what is missing before hours of training, not after."""
+    from edgewise.deploy.runtimes import MODULES
+    from edgewise.errors import RuntimeMissing
+
+    for target in recipe.deploy.targets:
+        missing = import_module(MODULES[target.runtime]).missing()
+        if missing is not None and target.runtime != "tensorrt":  # a TensorRT bundle is made without the runtime
+            raise RuntimeMissing(missing, where=f"deploy.targets: {target.runtime}", hint="edgewise doctor")
+
+
+def _make(
+    step: Step,
+    key: str,
+    root: Path,
+    recipe: Recipe,
+    task: Callable[[], Task],
+    done: Mapping[str, Artifact],
+    console: Console,
+    rank: int,
+) -> Artifact:
+    """Do the work of a step and seal it. Processes other than the first train along, then wait for the seal."""
+    parents = {role: done[name] for role, name in step.parents.items()}
+    console.stage(step.name)
+    if rank:
+        if step.trains:
+            with artifact.workplace(root / f".rank{rank}", step.name, key) as (payload, scratch):
+                shared = artifact.stage_folder(root, step.name, key).with_suffix(".partial") / "scratch"
+                step.work(Work(recipe, step.config, task, parents, payload, shared if shared.exists() else scratch, console.tick))
+            shutil.rmtree(root / f".rank{rank}", ignore_errors=True)
+        return _wait(artifact.stage_folder(root, step.name, key))
+    started = time.monotonic()
+    with artifact.workplace(root, step.name, key) as (payload, scratch):
+        metrics = step.work(Work(recipe, step.config, task, parents, payload, scratch, console.tick))
+    made = Artifact(
+        folder=payload,
+        name=step.name,
+        key=key,
+        digest="",
+        parents={role: keys.digest for role, keys in parents.items()},
+        config=_json(step.config) if isinstance(step.config, Config) else step.config,
+        files={},
+        metrics=metrics,
+        versions=step.versions,
+        seconds=round(time.monotonic() - started, 3),
+    )
+    return artifact.commit(root, made)
+
+
+def _wait(folder: Path, limit_s: float = 600.0) -> Artifact:
+    deadline = time.monotonic() + limit_s
+    while not (folder / artifact.RECORD).exists():
+        if time.monotonic() > deadline:
+            raise ArtifactError(f"the first process did not finish within {limit_s:.0f} s", where=str(folder))
+        time.sleep(0.1)
+    return artifact.load(folder)
+
+
+def _opened(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Artifact]]:
+    """A finished run: its recipe, its record, its artifacts.
+
+    Raises:
+        ArtifactError: ``folder`` isn't a finished run.
+    """
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        done = {step["name"]: artifact.load(folder / step["folder"]) for step in record["steps"]}
+        return Recipe.model_validate(record["recipe"]), record, done
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"not a finished run ({error})", where=str(folder), hint="edgewise run RECIPE makes one"
+        ) from error
+
+
+def report(folder: Path) -> Path:
+    """Write the report of a finished run again; returns the HTML page.
+
+    Raises:
+        ArtifactError: ``folder`` isn't a finished run, or its artifacts changed.
+    """
+    recipe, record, done = _opened(folder)
+    page, _ = _report(folder, recipe, done, record["text"], record["choices"], always=True)
+    return page
+
+
+def gate_run(folder: Path, budget: Path | None) -> Verdict:
+    """Judge a finished run by a budget file, or by the budget in its recipe.
+
+    Raises:
+        ArtifactError: ``folder`` isn't a finished run.
+        RecipeError: no budget, or one with mistakes.
+    """
+    from edgewise.bench.gate import gate, load_budget
+    from edgewise.bench.record import Results
+    from edgewise.errors import RecipeError
+
+    recipe, _, done = _opened(folder)
+    limits = load_budget(budget) if budget is not None else recipe.budget
+    if limits is None:
+        raise RecipeError("the recipe has no budget", where=str(folder), hint="give one with --budget FILE")
+    return gate(limits, Results.load(done["measure"].folder))
+
+
+def _report(
+    out: Path, recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str], *, always: bool = False
+) -> tuple[Path, dict[str, Any] | None]:
+    """Judge and write the report, unless the one there was made from the same measurement, budget and recipe."""
+    page = out / "report.html"
+    limits = recipe.budget.model_dump(mode="json") if recipe.budget else None
+    mark = artifact.sha256_json([done["measure"].key, done["measure"].digest, limits, text, choices, artifact.versions()])
+    stamp = out / ".report"
+    if not always and page.exists() and stamp.exists():
+        held = json.loads(stamp.read_text())
+        if held["mark"] == mark:
+            return page, held["verdict"]
+
+    from edgewise.bench.gate import gate
+    from edgewise.bench.record import Results
+    from edgewise.bench.report.write import write_report
+
+    results = Results.load(done["measure"].folder)
+    verdict = gate(recipe.budget, results) if recipe.budget else None
+    write_report(results, verdict, _context(recipe, done, text, choices), out)
+    told = verdict.to_json() if verdict else None
+    stamp.write_text(json.dumps({"mark": mark, "verdict": told}))
+    return page, told
+
+
+def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str]) -> Any:
+    """What the report tells beside the measurements: the journey, parity, bundles, versions."""
+    from edgewise.bench.record import Context
+
+    journey = [
+        {
+            "stage": name,
+            "params": made.metrics["params"],
+            "macs": made.metrics["macs"],
+            "correct": made.metrics["correct"],
+            "n": made.metrics["samples"],
+            "size_bytes": made.files["model.safetensors"]["size_bytes"],
+            "seconds": made.seconds,
+        }
+        for name, made in done.items()
+        if "accuracy" in made.metrics
+    ]
+    bundles = []
+    if "tensorrt" in done:
+        manifest = json.loads(done["tensorrt"].file(done["tensorrt"].metrics["main"]).read_text())
+        bundles.append({"name": "tensorrt", "built": manifest["built"], "reason": manifest["reason"],
+                        "files": {n: e["size_bytes"] for n, e in done["tensorrt"].files.items()}})  # fmt: skip
+    skipped = next((made.metrics["skipped"] for made in done.values() if made.metrics.get("skipped")), {})
+    return Context(
+        name=recipe.name,
+        recipe_text=text,
+        journey=journey,
+        parity=json.loads(done["measure"].file("parity.json").read_text()),
+        bundles=bundles,
+        notes=[*choices, *(f"not pruned: {layer}: {reason}" for layer, reason in skipped.items())],
+        versions={name: version for made in done.values() for name, version in made.versions.items()},
+        seconds={name: made.seconds for name, made in done.items()},
+    )
