@@ -26,7 +26,9 @@ class Budget(Config):
     Accuracy is judged on paired answers (Tango's score interval), the others on the interval of the measurement.
     """
 
-    files: tuple[str, ...] | None = Field(None, description="names of files to judge, as in the report; INT8 by default")
+    files: tuple[str, ...] | None = Field(
+        None, description="names of files to judge, as in the report; INT8 by default"
+    )
     min_accuracy: float | None = Field(None, ge=0, le=1)
     max_accuracy_drop_pp: float | None = Field(None, ge=0, description="percentage points under the float reference")
     min_speedup: float | None = Field(None, gt=0, description="p50 of the reference / p50 of the file, same runtime")

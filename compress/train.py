@@ -7,6 +7,7 @@ uninterrupted one, and W processes with B/W samples each see what one process wi
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _fabric(precision: str) -> Fabric:
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every setting
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     strategy = "ddp" if world > 1 else "auto"
     fabric = Fabric(devices=local, num_nodes=max(1, world // local), strategy=strategy, precision=precision)  # type: ignore[arg-type]

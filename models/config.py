@@ -17,7 +17,9 @@ class CifarResNet(Config):
 
     kind: Literal["cifar_resnet"] = "cifar_resnet"
     depth: Literal[8, 14, 20, 32, 44, 56, 110] = 20
-    width: int = Field(16, ge=1, description="channels of the first stage; the others have twice and four times as many")
+    width: int = Field(
+        16, ge=1, description="channels of the first stage; the others have twice and four times as many"
+    )
 
 
 class MobileNetV2(Config):

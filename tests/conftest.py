@@ -31,7 +31,7 @@ REQUIRED = {
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """``real_data("cifar10_jpeg.npz") -> Path``; skips where ``EDGEWISE_DATA`` (or ``../shared/data``) has no such file."""
+    """``real_data("cifar10_jpeg.npz") -> Path``; skips where the folder named by ``EDGEWISE_DATA`` has no such file."""
 
     def find(name: str) -> Path:
         path = DATA / name
@@ -44,7 +44,7 @@ def real_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``run_folder("digits") -> Path``: a folder that lives as long as the session; the same name is the same folder."""
+    """``run_folder("digits") -> Path``: a folder that lives as long as the session; one name, one folder."""
     root = tmp_path_factory.mktemp("runs")
 
     def make(name: str) -> Path:

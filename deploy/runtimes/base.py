@@ -6,7 +6,6 @@ downgraded in silence: a setting that can't be honoured is a MeasureError.
 
 from __future__ import annotations
 
-import io
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
@@ -117,7 +116,7 @@ def read_head(path: str, size: int) -> bytes:
         MeasureError: it isn't there, is a folder, can't be read, or is empty.
     """
     try:
-        with io.open(path, "rb") as file:
+        with open(path, "rb") as file:
             head = file.read(size)
     except OSError as error:
         raise MeasureError("can't be read: %s" % (error.strerror or error), where=path) from error
@@ -140,7 +139,7 @@ def batched(shape: Tuple[Optional[int], ...], batch: int, where: str) -> Tuple[O
             where=where,
             hint="measure with batch %d, or convert with a dynamic batch" % shape[0],
         )
-    return (batch,) + tuple(shape[1:])
+    return (batch, *shape[1:])
 
 
 def reason(error: BaseException) -> str:

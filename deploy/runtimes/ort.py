@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU. Python >= 3.8.
 
-One float arithmetic: ``Options.precision`` "default" means float32 too. The outputs of ``run`` are new arrays each time;
-inputs that are C-contiguous are read in place.
+One float arithmetic: ``Options.precision`` "default" means float32 too. The outputs of ``run`` are new arrays each
+time; inputs that are C-contiguous are read in place.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class OrtSession:
     """An opened ``.onnx`` file."""
 
     def __init__(self, session: Any, batch: int, path: str) -> None:
+        """Read back what the session does."""
         import onnxruntime
 
         options = session.get_session_options()
@@ -72,7 +73,7 @@ class OrtSession:
         self._session = None
 
 
-def open(path: str, options: Options = Options()) -> OrtSession:
+def open(path: str, options: Options) -> OrtSession:
     """Open a ``.onnx`` file for ``options.batch`` samples a run.
 
     Raises:
@@ -88,7 +89,7 @@ def open(path: str, options: Options = Options()) -> OrtSession:
     session = _load(path, options, ["batch"])
     free = [arg.shape[0] for arg in session.get_inputs() if arg.shape and isinstance(arg.shape[0], str)]
     if free:
-        session = _load(path, options, ["batch"] + free)
+        session = _load(path, options, ["batch", *free])
     opened = OrtSession(session, options.batch, path)
     asked = dict(CONFIG, threads=options.threads, inter_op_threads=1, providers=PROVIDERS)
     for key, value in asked.items():

@@ -1,13 +1,16 @@
 """OpenVINO on the CPU. Python >= 3.8.
 
-``Options.precision`` "float32" asks for exact float32; "default" lets OpenVINO choose (bf16 where the CPU has it) and the
-choice is read back. ``run`` copies inputs into the request's own tensors and outputs out of them, so arrays stay valid.
+``Options.precision`` "float32" asks for exact float32; "default" lets OpenVINO choose (bf16 where the CPU has it) and
+the choice is read back. ``run`` copies inputs into the request's own tensors and outputs out of them, so arrays stay
+valid.
 """
 
 from __future__ import annotations
 
-import io
+import builtins
+import importlib
 import os
+import sys
 from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
@@ -18,23 +21,30 @@ from edgewise.errors import MeasureError, RuntimeMissing
 NAME = "openvino"
 SUFFIX = ".xml"
 READ_BACK = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING")
+FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def missing() -> Optional[str]:
     """None where OpenVINO works here, else how to get it."""
     try:
-        import openvino  # noqa: F401
+        load_openvino()
     except ImportError as error:
         return "openvino can't be imported (%s): pip install openvino" % error
     return None
+
+
+def load_openvino() -> Any:
+    """Import openvino without its telemetry, which sends usage home at the import, unasked, from its own thread."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module("openvino")
 
 
 class OvSession:
     """A compiled model with one infer request."""
 
     def __init__(self, compiled: Any, batch: int) -> None:
-        import openvino
-
+        """Make the request, and read back what it does."""
         request = compiled.create_infer_request()
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
@@ -49,10 +59,10 @@ class OvSession:
         properties = {name: compiled.get_property(name) for name in READ_BACK}
         self.settings: Dict[str, Any] = {
             "runtime": NAME,
-            "version": openvino.__version__,
+            "version": load_openvino().__version__,
             "threads": properties["INFERENCE_NUM_THREADS"],
             "streams": properties["NUM_STREAMS"],
-            "precision": properties["INFERENCE_PRECISION_HINT"].get_type_name(),
+            "precision": FLOATS.get(properties["INFERENCE_PRECISION_HINT"].get_type_name(), "dynamic"),
             "cpu_pinning": properties["ENABLE_CPU_PINNING"],
             "devices": list(compiled.get_property("EXECUTION_DEVICES")),
             "batch": batch,
@@ -78,7 +88,7 @@ class OvSession:
         self._in, self._out, self._request = [], [], None
 
 
-def open(path: str, options: Options = Options()) -> OvSession:
+def open(path: str, options: Options) -> OvSession:
     """Open an ``.xml`` (with its ``.bin``), or an ``.onnx`` or ``.tflite`` file, for ``options.batch`` samples a run.
 
     Raises:
@@ -90,8 +100,7 @@ def open(path: str, options: Options = Options()) -> OvSession:
         raise RuntimeMissing(absent)
     check_options(options)
     _check_file(path)
-    import openvino
-
+    openvino = load_openvino()
     asked: Dict[str, Any] = {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     if options.precision == "float32":
         asked["INFERENCE_PRECISION_HINT"] = openvino.Type.f32
@@ -121,7 +130,7 @@ def _check_file(path: str) -> None:
     weights = os.path.splitext(path)[0] + ".bin"
     if not os.path.isfile(weights):
         raise MeasureError("its weights are missing: expected %s" % weights, where=path)
-    with io.open(path, "rb") as file:
+    with builtins.open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 64))
         if not file.read().rstrip().endswith(b"</net>"):
             raise MeasureError("truncated: it doesn't end with </net>", where=path)

@@ -32,7 +32,8 @@ class Split(Protocol):
 
 def accuracy(outputs: Float, targets: Int) -> Float:
     """1.0 where the largest of ``outputs`` (N, K) stands at ``targets`` (N,), else 0.0: one value a sample."""
-    return (outputs.argmax(axis=1) == targets).astype(np.float32)
+    hits: Float = (outputs.argmax(axis=1) == targets).astype(np.float32)
+    return hits
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Digits(Config):
 
 class Arrays(Config):
     """Images in one ``.npz``: ``x_train y_train x_test y_test`` (NHW, NHWC or NCHW uint8), or packed JPEG
-    (``jpeg_<split> length_<split> label_<split>``)."""
+    (``jpeg_<split> length_<split> y_<split>``)."""
 
     kind: Literal["npz"] = "npz"
     path: Path

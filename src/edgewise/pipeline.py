@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from edgewise.stages import Stage, Work
 
 if TYPE_CHECKING:
     from edgewise.bench.gate import Verdict
+    from edgewise.bench.record import Context
     from edgewise.console import Console
     from edgewise.recipe_file import LoadedRecipe
 
@@ -68,6 +69,19 @@ class Step:
     def trains(self) -> bool:
         """True where processes of a torchrun group must all take part."""
         return getattr(self.config, "fit", None) is not None or getattr(self.config, "train", None) is not None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to convert and measure; ``against`` is the step whose torch answers it must follow."""
+
+    name: str
+    runtime: str
+    precision: str
+    role: str
+    reference: str
+    parent: str
+    against: str
 
 
 @dataclass(frozen=True)
@@ -119,10 +133,12 @@ def _inputs(config: Any) -> dict[str, str]:
 
 def plan(recipe: Recipe) -> list[Step]:
     """Every stage of the recipe, in order; parents come before their children."""
-    from edgewise.bench.provenance import fingerprint as device_fingerprint
+    from edgewise.bench.provenance import provenance
+    from edgewise.bench.provenance import versions as runtime_versions
     from edgewise.models.tasks.load import fingerprint as task_fingerprint
 
-    data = {"task": task_fingerprint(recipe.task), "seed": str(recipe.seed)}
+    held = {"task": _json(recipe.task), "data": task_fingerprint(recipe.task), "seed": recipe.seed}
+    data = {"held": artifact.sha256_json(held)}
     torch_versions, steps = artifact.versions(*TORCH), []
 
     def add(name: str, work: Stage, config: Any, parents: Mapping[str, str], versions: Mapping[str, str]) -> str:
@@ -153,53 +169,48 @@ def plan(recipe: Recipe) -> list[Step]:
         exported["student"] = float_model
     if quantized:
         exported["quantized"] = quantized
-    half = {"half": "tensorrt" in wanted}
+    half = {"half": "tensorrt" in wanted}  # float16 graphs, which only TensorRT starts from
     export = add("export", stages.export, half, exported, artifact.versions("torch", "onnx", "onnxscript", "nncf"))
     files = _files(wanted, teacher, float_model, quantized)
     for file in files:
-        config = {key: file[key] for key in ("runtime", "precision", "role")}
-        parents = {"export": export, "samples": "samples", "model": file["against"]}
-        add(file["name"], stages.convert, config, parents, artifact.versions(*CONVERTERS[file["runtime"]]))
-    measured = [file for file in files if file["runtime"] != "tensorrt"]
-    add(
-        "measure",
-        stages.measure,
-        {"files": measured, "bench": recipe.bench.model_dump(mode="json"), "device": device_fingerprint()},
-        {"samples": "samples", **{f["against"]: f["against"] for f in measured}, **{f["name"]: f["name"] for f in measured}},
-        artifact.versions("onnxruntime", "openvino", "ai-edge-litert"),
-    )
+        config = {"runtime": file.runtime, "precision": file.precision, "role": file.role}
+        parents = {"export": export, "samples": "samples", "model": file.against}
+        add(file.name, stages.convert, config, parents, artifact.versions(*CONVERTERS[file.runtime]))
+    for precision in wanted.get("tensorrt", ()):
+        config = {"runtime": "tensorrt", "precision": precision, "role": "candidate"}
+        against = quantized if precision == "int8" and quantized else float_model
+        parents = {"export": export, "samples": "samples", "model": against}
+        add(f"tensorrt-{precision}", stages.convert, config, parents, artifact.versions("onnx"))
+    if files:
+        config = {
+            "files": [asdict(file) for file in files],
+            "bench": recipe.bench.model_dump(mode="json"),
+            "device": provenance()["device"],
+        }
+        needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
+        add("measure", stages.measure, config, {name: name for name in needed}, {**artifact.versions(), **runtime_versions()})
     return steps
 
 
 def _files(
     wanted: Mapping[str, tuple[str, ...]], teacher: str, float_model: str, quantized: str | None
-) -> list[dict[str, Any]]:
-    """The files to convert. Each has the float teacher (its reference) and the float student (its parent) of the
-    same runtime beside it; ``against`` is the step whose torch answers it must follow."""
-    files: list[dict[str, Any]] = []
+) -> list[Wanted]:
+    """The files to convert and measure: for each runtime the float teacher (the reference), the float student (the
+    parent), and what was asked for. TensorRT is not among them: its engines are built and timed on the device."""
+    files: list[Wanted] = []
     for runtime, precisions in wanted.items():
-        if runtime == "tensorrt":  # one bundle holds every precision; engines are built and timed on the device
-            against = quantized or float_model
-            files.append(
-                {"name": "tensorrt", "runtime": runtime, "precision": "+".join(precisions), "role": "candidate",
-                 "reference": None, "parent": None, "against": against}
-            )  # fmt: skip
+        if runtime == "tensorrt":
             continue
         reference = f"{runtime}-float32-teacher"
         parent = f"{runtime}-float32" if float_model != teacher else reference
         rows = [(reference, "float32", "reference", teacher)]
         if parent != reference:
-            role = "candidate" if "float32" in precisions else "parent"
-            rows.append((parent, "float32", role, float_model))
+            rows.append((parent, "float32", "candidate" if "float32" in precisions else "parent", float_model))
         for precision in precisions:
             if precision != "float32":
                 against = quantized if precision == "int8" and quantized else float_model
                 rows.append((f"{runtime}-{precision}", precision, "candidate", against))
-        files += [
-            {"name": name, "runtime": runtime, "precision": precision, "role": "teacher" if against == teacher and
-             role == "reference" else role, "reference": reference, "parent": parent, "against": against}
-            for name, precision, role, against in rows
-        ]  # fmt: skip
+        files += [Wanted(name, runtime, p, role, reference, parent, against) for name, p, role, against in rows]
     return files
 
 
@@ -357,14 +368,14 @@ def gate_run(folder: Path, budget: Path | None) -> Verdict:
         RecipeError: no budget, or one with mistakes.
     """
     from edgewise.bench.gate import gate, load_budget
-    from edgewise.bench.record import Results
+    from edgewise.bench.record import load_results
     from edgewise.errors import RecipeError
 
     recipe, _, done = _opened(folder)
     limits = load_budget(budget) if budget is not None else recipe.budget
     if limits is None:
         raise RecipeError("the recipe has no budget", where=str(folder), hint="give one with --budget FILE")
-    return gate(limits, Results.load(done["measure"].folder))
+    return gate(limits, load_results(done["measure"].folder))
 
 
 def _report(
@@ -381,10 +392,10 @@ def _report(
             return page, held["verdict"]
 
     from edgewise.bench.gate import gate
-    from edgewise.bench.record import Results
+    from edgewise.bench.record import load_results
     from edgewise.bench.report.write import write_report
 
-    results = Results.load(done["measure"].folder)
+    results = load_results(done["measure"].folder)
     verdict = gate(recipe.budget, results) if recipe.budget else None
     write_report(results, verdict, _context(recipe, done, text, choices), out)
     told = verdict.to_json() if verdict else None
@@ -392,36 +403,37 @@ def _report(
     return page, told
 
 
-def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str]) -> Any:
+def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str]) -> Context:
     """What the report tells beside the measurements: the journey, parity, bundles, versions."""
-    from edgewise.bench.record import Context
+    from edgewise.bench.record import BundleRow, Context, JourneyRow, ParityRow
+    from edgewise.bench.stats import wilson
 
-    journey = [
-        {
-            "stage": name,
-            "params": made.metrics["params"],
-            "macs": made.metrics["macs"],
-            "correct": made.metrics["correct"],
-            "n": made.metrics["samples"],
-            "size_bytes": made.files["model.safetensors"]["size_bytes"],
-            "seconds": made.seconds,
-        }
-        for name, made in done.items()
-        if "accuracy" in made.metrics
-    ]
+    journey = []
+    for name, made in done.items():
+        if "accuracy" not in made.metrics:
+            continue
+        m = made.metrics
+        interval = wilson(m["correct"], m["samples"])
+        note = f"made in {made.seconds:.0f} s"
+        size = made.files["model.safetensors"]["size_bytes"]
+        journey.append(
+            JourneyRow(name, m["params"], m["macs"], m["accuracy"], interval.low, interval.high, m["samples"], size, note)
+        )
     bundles = []
-    if "tensorrt" in done:
-        manifest = json.loads(done["tensorrt"].file(done["tensorrt"].metrics["main"]).read_text())
-        bundles.append({"name": "tensorrt", "built": manifest["built"], "reason": manifest["reason"],
-                        "files": {n: e["size_bytes"] for n, e in done["tensorrt"].files.items()}})  # fmt: skip
+    for name, made in done.items():
+        if name.startswith("tensorrt-"):
+            manifest = json.loads(made.file(made.metrics["main"]).read_text())
+            bundles.append(BundleRow(name, manifest["built"], manifest["reason"], tuple(made.files)))
     skipped = next((made.metrics["skipped"] for made in done.values() if made.metrics.get("skipped")), {})
+    parity = json.loads(done["measure"].file("parity.json").read_text())
     return Context(
         name=recipe.name,
+        created=done["measure"].metrics["measured_at"],
         recipe_text=text,
-        journey=journey,
-        parity=json.loads(done["measure"].file("parity.json").read_text()),
-        bundles=bundles,
-        notes=[*choices, *(f"not pruned: {layer}: {reason}" for layer, reason in skipped.items())],
+        journey=tuple(journey),
+        parity={name: ParityRow(**row) for name, row in parity.items()},
+        bundles=tuple(bundles),
+        notes=(*choices, *(f"not pruned: {layer}: {reason}" for layer, reason in skipped.items())),
         versions={name: version for made in done.values() for name, version in made.versions.items()},
-        seconds={name: made.seconds for name, made in done.items()},
+        metric=done["measure"].metrics["metric"],
     )

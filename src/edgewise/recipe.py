@@ -58,5 +58,15 @@ class Recipe(Config):
             raise ValueError(f"deploy.targets: int8 for {', '.join(wants_int8)} needs a quantize stage at the end")
         return self
 
+    @model_validator(mode="after")
+    def _targets_once(self) -> Recipe:
+        runtimes = [target.runtime for target in self.deploy.targets]
+        for target in self.deploy.targets:
+            if runtimes.count(target.runtime) > 1:
+                raise ValueError(f"deploy.targets: {target.runtime} stands twice; list its precisions together")
+            if len(set(target.precisions)) < len(target.precisions):
+                raise ValueError(f"deploy.targets: {target.runtime} has a precision twice")
+        return self
+
 
 __all__ = ["Fit", "Prune", "Quantize", "Recipe", "Source", "Student"]

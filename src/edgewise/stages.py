@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from edgewise.bench.record import FileUnderTest
     from edgewise.compress.saved import Description
     from edgewise.deploy.convert.base import Source
 
@@ -185,7 +187,7 @@ def distill(work: Work) -> dict[str, Any]:
 
 def quantize(work: Work) -> dict[str, Any]:
     """Fake-quantize, and train on the float model's signals where the recipe says so."""
-    from edgewise.compress.quantize import quantize as fake_quantize
+    from edgewise.compress.qad import quantize as fake_quantize
     from edgewise.compress.quantize import quantizer_config
     from edgewise.compress.saved import Description, FakeQuantized, load_model
 
@@ -237,10 +239,11 @@ def _source(work: Work) -> Source:
         path = work.parents["export"].file(name)
         return path if path.exists() else None
 
+    # Where no stage made a smaller float model, the teacher is the student.
+    float_form = "student.onnx" if onnx("student.onnx") else "teacher.onnx"
     return Source(
-        float_onnx=onnx("teacher.onnx" if work.config["role"] == "teacher" else "student.onnx") or onnx("teacher.onnx"),
+        float_onnx=onnx("teacher.onnx" if work.config["role"] == "reference" else float_form),
         unsigned_onnx=onnx("unsigned.onnx"),
-        signed_onnx=None,
         half_onnx=onnx("half.onnx"),
         half_signed_onnx=onnx("signed.half.onnx"),
         model_folder=work.parents["model"].folder,
@@ -273,7 +276,8 @@ def measure(work: Work) -> dict[str, Any]:
 
     held = work.parents["samples"]
     about = json.loads(held.file("samples.json").read_text())
-    files = under_test(work.config["files"], work.parents)
+    entries = work.config["files"]
+    files = under_test(entries, work.parents)
     results = measure_files(
         files,
         held.file("inputs.npy"),
@@ -285,35 +289,45 @@ def measure(work: Work) -> dict[str, Any]:
         tick=work.tick,
     )
     parity = {}
-    for file, entry in zip(files, work.config["files"], strict=True):
-        against = entry["against"]
-        torch_answers = np.load(work.parents[against].file("answers.npy"))
-        answers = np.load(work.payload / "answers" / f"{file.name}.npy")
-        parity[file.name] = {"against": f"torch {against}", **asdict(compare(torch_answers[: len(answers)], answers))}
-        if file.precision == "float32" and parity[file.name]["sqnr_db"] < work.recipe.deploy.min_sqnr_db:
+    for entry in entries:
+        name, against = entry["name"], entry["against"]
+        answers = results.outputs(name)
+        if answers is None:
+            continue
+        torch_answers = np.load(work.parents[against].file("answers.npy"))[np.load(work.payload / "index.npy")]
+        row = {"against": f"torch, {against}", **asdict(compare(torch_answers, answers))}
+        parity[name] = row
+        if entry["precision"] == "float32" and row["sqnr_db"] < work.recipe.deploy.min_sqnr_db:
             raise ContractError(
-                f"expected at least {work.recipe.deploy.min_sqnr_db} dB against torch, "
-                f"got {parity[file.name]['sqnr_db']:.1f} dB: the conversion changed the model",
-                where=file.name,
-                hint="convert another precision, or lower deploy.min_sqnr_db if the answers that flipped are acceptable",
+                f"expected at least {work.recipe.deploy.min_sqnr_db} dB against torch, got {row['sqnr_db']:.1f} dB: "
+                f"the conversion changed the model ({row['flips']} of {row['n']} answers)",
+                where=name,
+                hint="leave this runtime out, or lower deploy.min_sqnr_db if the change is acceptable",
             )
     (work.payload / "parity.json").write_text(json.dumps(parity, indent=1, sort_keys=True))
-    return {"files": len(results.files)}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"files": len(files), "measured_at": now, "metric": about["metric"]}
 
 
-def under_test(entries: list[dict[str, Any]], parents: Mapping[str, Artifact]) -> list[Any]:
-    """The converted files as the bench wants them."""
+def under_test(entries: list[dict[str, Any]], parents: Mapping[str, Artifact]) -> list[FileUnderTest]:
+    """The converted files as the bench wants them. A file's size is that of all its parts."""
     from edgewise.bench.record import FileUnderTest
 
-    return [
-        FileUnderTest.of(
-            parents[entry["name"]].file(parents[entry["name"]].metrics["main"]),
-            name=entry["name"],
-            runtime=entry["runtime"],
-            precision=entry["precision"],
-            role=entry["role"],
-            reference=entry["reference"],
-            parent=entry["parent"],
+    files = []
+    for entry in entries:
+        made = parents[entry["name"]]
+        parts = [part for name, part in made.files.items() if not name.endswith(".report.json")]
+        files.append(
+            FileUnderTest(
+                name=entry["name"],
+                runtime=entry["runtime"],
+                precision=entry["precision"],
+                role=entry["role"],
+                path=str(made.file(made.metrics["main"])),
+                size_bytes=sum(part["size_bytes"] for part in parts),
+                sha256=made.digest,
+                reference=entry["reference"],
+                parent=entry["parent"],
+            )
         )
-        for entry in entries
-    ]
+    return files

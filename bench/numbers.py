@@ -1,0 +1,83 @@
+"""What follows from results: speed-ups, drops, throughput, peaks. One definition each, for the gate and the report."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bench import stats
+from edgewise.bench.record import Measurement, Results
+
+
+def samples_of(measurement: Measurement) -> list[list[NDArray[np.float64]]]:
+    """Latencies in ns, by launch and block round, as ``edgewise.bench.stats`` wants them."""
+    return [
+        [np.asarray(block.samples_ns, dtype=np.float64) for block in sorted(launch.blocks, key=lambda b: b.round)]
+        for launch in measurement.launches
+    ]
+
+
+def speedup(results: Results, reference: str | None, name: str, *, confidence: float = 0.95) -> stats.Interval | None:
+    """p50 of ``reference`` / p50 of ``name`` from paired blocks; None where either has none."""
+    one = results.measurements.get(reference) if reference else None
+    other = results.measurements.get(name)
+    if one is None or other is None:
+        return None
+    # A launch in which one of them failed pairs with nothing.
+    both = sorted({launch.index for launch in one.launches} & {launch.index for launch in other.launches})
+    mine, theirs = (
+        samples_of(Measurement(m.file, m.batch, m.threads, tuple(x for x in m.launches if x.index in both)))
+        for m in (one, other)
+    )
+    return stats.paired_ratio(mine, theirs, confidence=confidence)
+
+
+def paired_scores(
+    results: Results, reference: str | None, name: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Both files' scores (N,) on the same samples; None where one didn't answer."""
+    one, other = results.scores(reference) if reference else None, results.scores(name)
+    return None if one is None or other is None or len(one) != len(other) else (one, other)
+
+
+def accuracy_drop(
+    results: Results, reference: str | None, name: str, *, confidence: float = 0.95
+) -> stats.Interval | None:
+    """Mean score of ``reference`` less that of ``name``, paired by sample: Tango's interval for 0/1 scores."""
+    pair = paired_scores(results, reference, name)
+    if pair is None:
+        return None
+    if stats.is_binary(np.concatenate(pair)):
+        lost, won = discordant(*pair)
+        return stats.tango(lost, won, len(pair[0]), confidence=confidence)
+    reference_scores, scores = (np.asarray(values, dtype=np.float64) for values in pair)
+    return stats.paired_mean_drop(reference_scores, scores, confidence=confidence)
+
+
+def discordant(reference: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[int, int]:
+    """How many samples only ``reference`` has right, and only ``other``; for scores that aren't 0/1, is better at."""
+    return int((reference > other).sum()), int((reference < other).sum())
+
+
+def qps(measurement: Measurement, *, confidence: float = 0.95) -> tuple[stats.Interval, int]:
+    """Samples a second in the timed blocks, one caller that never waits; and the number of blocks."""
+    counts = [[len(b.samples_ns) * measurement.batch for b in launch.blocks] for launch in measurement.launches]
+    seconds = [[b.wall_ns / 1e9 for b in launch.blocks] for launch in measurement.launches]
+    return stats.bootstrap_rate(counts, seconds, confidence=confidence), sum(len(launch) for launch in counts)
+
+
+def peak_memory(measurement: Measurement) -> int | None:
+    """The process's largest resident size in bytes, over all launches, from loading on; None where not known."""
+    peaks = [
+        launch.phases[name].peak_bytes
+        for launch in measurement.launches
+        for name in ("import", "load", "first_inference", "warmup", "steady")
+        if name in launch.phases
+    ]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known and len(known) == len(peaks) else None
+
+
+def load_ms(measurement: Measurement) -> list[float]:
+    """Time to open the file, a launch each."""
+    return [launch.phases["load"].duration_ns / 1e6 for launch in measurement.launches]

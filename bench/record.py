@@ -1,0 +1,295 @@
+"""What the bench writes down: files, launches with raw samples in ns, answers, and what the report is told.
+
+Everything is a frozen value that goes to JSON and back unchanged. Per-sample scores and outputs stay in ``.npy`` files
+beside ``measurements.json``, so that two files' answers can be paired long after they were given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.errors import ArtifactError
+
+FORMAT = 1
+MEASUREMENTS = "measurements.json"
+
+Role = Literal["reference", "parent", "candidate"]
+
+
+@dataclass(frozen=True)
+class FileUnderTest:
+    """One converted file; ``reference`` and ``parent`` name the float teacher and student in the same runtime."""
+
+    name: str
+    runtime: str
+    precision: str
+    role: Role
+    path: str
+    size_bytes: int
+    sha256: str
+    reference: str | None = None
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a launch; memory is the process's own: the peak within it, and what was resident at its end."""
+
+    duration_ns: int
+    peak_bytes: int | None = None
+    resident_bytes: int | None = None
+    anonymous_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """``samples_ns``: every timed inference of one block; ``settle_runs`` ran before them, untimed, to warm the caches.
+
+    ``wall_ns`` is the time of the whole block, ``process_cpu_ns`` the CPU time of all the process's threads in it,
+    ``nivcsw`` how often the system took the CPU away.
+    """
+
+    round: int
+    samples_ns: tuple[int, ...]
+    wall_ns: int
+    thread_cpu_ns: int
+    process_cpu_ns: int
+    nivcsw: int
+    settle_runs: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One fresh process. Phases: import, load, first_inference, warmup, steady, unload."""
+
+    index: int
+    phases: dict[str, Phase]
+    settings: dict[str, Any]
+    warmup_ns: tuple[int, ...]
+    warmup_converged: bool
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One file's launches. ``error`` says why it has none, or fewer than were asked for."""
+
+    file: str
+    batch: int
+    threads: int
+    launches: tuple[Launch, ...]
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a file answered to every sample, once. Paths are relative to the folder of the results.
+
+    ``outputs``: float32 (N, K); ``scores``: float32 (N,), one value a sample; ``mean_score`` is the metric.
+    """
+
+    file: str
+    samples: int
+    mean_score: float | None
+    finite: bool
+    batch: int
+    outputs: str
+    scores: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was measured in one run. ``config`` is the bench config as plain data, ``provenance`` the device."""
+
+    files: tuple[FileUnderTest, ...]
+    measurements: dict[str, Measurement]
+    answers: dict[str, Answers]
+    ids: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    format: int = FORMAT
+    folder: Path = field(default=Path(), compare=False)
+
+    def file(self, name: str) -> FileUnderTest:
+        """The file called ``name``.
+
+        Raises:
+            KeyError: no such file.
+        """
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise KeyError(name)
+
+    def scores(self, name: str) -> NDArray[np.float32] | None:
+        """One score a sample (N,), or None where the file did not answer.
+
+        Raises:
+            ArtifactError: the scores were recorded and can't be read now.
+        """
+        return self._array(name, "scores")
+
+    def outputs(self, name: str) -> NDArray[np.float32] | None:
+        """Raw outputs (N, K), or None where the file did not answer.
+
+        Raises:
+            ArtifactError: the outputs were recorded and can't be read now.
+        """
+        return self._array(name, "outputs")
+
+    def _array(self, name: str, what: Literal["scores", "outputs"]) -> NDArray[np.float32] | None:
+        answers = self.answers.get(name)
+        if answers is None or answers.error is not None:
+            return None
+        path = self.folder / (answers.scores if what == "scores" else answers.outputs)
+        try:
+            array: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(
+                f"can't read the {what} of {name}: {error}", where=str(path), hint="measure again"
+            ) from error
+        return array
+
+
+@dataclass(frozen=True)
+class JourneyRow:
+    """The model after one stage, as torch sees it. ``accuracy`` in 0..1 over ``n`` samples, with its interval."""
+
+    stage: str
+    params: int | None = None
+    macs: int | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    n: int | None = None
+    size_bytes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """How closely one file follows the model called ``against``: SQNR in dB, changed answers of ``n``, largest gap."""
+
+    against: str
+    n: int
+    sqnr_db: float | None
+    flips: int | None
+    max_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class BundleRow:
+    """Something made for a device that isn't here, such as TensorRT's; ``reason`` says why it was not built."""
+
+    name: str
+    built: bool
+    reason: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the report can't know from the measurements alone."""
+
+    name: str
+    created: str
+    recipe_text: str = ""
+    journey: tuple[JourneyRow, ...] = ()
+    parity: dict[str, ParityRow] = field(default_factory=dict)
+    bundles: tuple[BundleRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+    metric: str = "accuracy"
+
+
+def file_stem(name: str) -> str:
+    """A file name for ``name`` that no other name has, whatever characters it holds."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")
+    return safe if safe == name else f"{safe or 'file'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def results_to_json(results: Results) -> dict[str, Any]:
+    """Plain data, ready for ``json.dump``; the folder is left out, for it may move."""
+    plain = asdict(results)
+    del plain["folder"]
+    return {"format": plain.pop("format"), **plain}
+
+
+def results_from_json(plain: dict[str, Any], folder: Path) -> Results:
+    """The results that ``results_to_json`` wrote.
+
+    Raises:
+        ArtifactError: written by another version, or not results at all.
+    """
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found != FORMAT:
+        raise ArtifactError(
+            f"expected measurements of format {FORMAT}, got {found!r}",
+            where=str(folder),
+            hint="measure again with this version",
+        )
+    try:
+        return Results(
+            files=tuple(FileUnderTest(**file) for file in plain["files"]),
+            measurements={name: _measurement(m) for name, m in plain["measurements"].items()},
+            answers={name: Answers(**answers) for name, answers in plain["answers"].items()},
+            ids=plain["ids"],
+            config=plain["config"],
+            provenance=plain["provenance"],
+            folder=folder,
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"these are no measurements: {error!r}", where=str(folder), hint="measure again") from error
+
+
+def save_results(results: Results) -> Path:
+    """Write ``measurements.json`` into the results' folder."""
+    path = results.folder / MEASUREMENTS
+    text = json.dumps(results_to_json(results), separators=(",", ":"), allow_nan=False)
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def load_results(folder: Path) -> Results:
+    """Read the results that were measured into ``folder``.
+
+    Raises:
+        ArtifactError: nothing there, not JSON, or of another format.
+    """
+    path = folder / MEASUREMENTS
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"can't read measurements: {error}", where=str(path), hint="name a folder that a run has measured into"
+        ) from error
+    return results_from_json(plain, folder)
+
+
+def _measurement(plain: dict[str, Any]) -> Measurement:
+    launches = tuple(_launch(launch) for launch in plain["launches"])
+    return Measurement(**{**plain, "launches": launches, "flags": tuple(plain["flags"])})
+
+
+def _launch(plain: dict[str, Any]) -> Launch:
+    return Launch(
+        index=plain["index"],
+        phases={name: Phase(**phase) for name, phase in plain["phases"].items()},
+        settings=plain["settings"],
+        warmup_ns=tuple(plain["warmup_ns"]),
+        warmup_converged=plain["warmup_converged"],
+        blocks=tuple(Block(**{**block, "samples_ns": tuple(block["samples_ns"])}) for block in plain["blocks"]),
+    )

@@ -1,0 +1,99 @@
+"""What a converter gets, and what one job is. Torch-free, like everything in this file's reach."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgewise.deploy.config import Precision, RuntimeName
+from edgewise.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One net in the forms the converters start from; each takes what it needs and refuses where that is missing.
+
+    Args:
+        input_shape: (C, H, W).
+        classes: K, the width of the logits.
+        float_onnx: "input" (N, C, H, W) float32 -> "logits" (N, K) float32.
+        unsigned_onnx: the same with Q/DQ, uint8 activations: ONNX Runtime and OpenVINO.
+        signed_onnx: the same with int8 activations.
+        half_onnx: float16 inside.
+        half_signed_onnx: Q/DQ with int8 activations, float16 between: TensorRT.
+        model_folder: a saved torch model (``edgewise.compress.saved``): LiteRT starts from torch.
+        calibration: ``.npy``, float32 (N, C, H, W): LiteRT's activation ranges.
+        contract: JSON, what the offline check of the Q/DQ graph found; kept in TensorRT's manifest.
+    """
+
+    input_shape: tuple[int, int, int]
+    classes: int
+    float_onnx: Path | None = None
+    unsigned_onnx: Path | None = None
+    signed_onnx: Path | None = None
+    half_onnx: Path | None = None
+    half_signed_onnx: Path | None = None
+    model_folder: Path | None = None
+    calibration: Path | None = None
+    contract: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make. ``out`` is its name without suffix."""
+
+    runtime: RuntimeName
+    precision: Precision
+    source: Source
+    out: Path
+    timeout_s: float = 1800.0
+
+
+def need(path: Path | None, what: str) -> Path:
+    """``path``, which must be there.
+
+    Raises:
+        ModelError: it isn't.
+    """
+    if path is None:
+        raise ModelError(f"this conversion starts from {what}, and there is none", hint="export it first")
+    if not path.exists():
+        raise ModelError(f"this conversion starts from {what}: no such file", where=str(path))
+    return path
+
+
+def named(out: Path, suffix: str) -> Path:
+    """``out`` with ``suffix`` added; ``with_suffix`` would cut a name such as ``resnet.int8``."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_name(out.name + suffix)
+
+
+def write_report(out: Path, report: dict[str, Any]) -> Path:
+    """Write what the converter saw in the finished file to ``<out>.report.json``."""
+    path = named(out, ".report.json")
+    path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+def dump_job(job: Job) -> str:
+    """The job as JSON."""
+    return json.dumps(asdict(job), default=str, indent=2, sort_keys=True)
+
+
+def parse_job(text: str) -> Job:
+    """The job that ``dump_job`` wrote.
+
+    Raises:
+        ModelError: it isn't one.
+    """
+    try:
+        raw = json.loads(text)
+        source = {key: Path(value) if isinstance(value, str) else value for key, value in dict(raw["source"]).items()}
+        source["input_shape"] = tuple(source["input_shape"])
+        job = {**raw, "source": Source(**source), "out": Path(raw["out"])}
+        return Job(**job)
+    except (ValueError, KeyError, TypeError) as error:
+        known = ", ".join(field.name for field in fields(Job))
+        raise ModelError(f"not a conversion job ({error!r}): expected JSON with {known}") from error

@@ -1,0 +1,190 @@
+"""The file for LiteRT: torch -> litert-torch -> AI Edge Quantizer. It starts from torch, not from ONNX.
+
+INT8 is static, per channel, with float input and output. CNNs are quantized whole; a transformer only in its
+fully-connected and convolution layers, because LiteRT's quantized softmax, GELU and normalisation are slower than float
+and cost accuracy. Weights come fake-quantized from training; activation ranges are measured again on the calibration
+samples (minimum and maximum over all of them: the quantizer's own default is a moving average that depends on their
+order).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgewise.compress.strip import strip_quantizers
+from edgewise.deploy.config import Precision
+from edgewise.deploy.convert.base import Source, named, need, write_report
+from edgewise.errors import ContractError, ModelError
+
+SIGNATURE = "serving_default"
+QUIET = {"LITERT_TORCH_SHOW_PROGRESS": "n", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+ARITHMETIC = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV"))
+TRANSFORMER_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+TRANSFORMER_MARKS = frozenset(("SOFTMAX", "GELU", "BATCH_MATMUL"))
+INT8_BITS = 8
+
+
+class Named(nn.Module):
+    """Gives the file's tensors the names that the ONNX files have."""
+
+    def __init__(self, net: nn.Module) -> None:
+        """Hold ``net``."""
+        super().__init__()
+        self.net = net
+
+    def forward(self, input: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(N, C, H, W) -> logits (N, K)."""
+        return {"logits": self.net(input)}
+
+
+def convert(source: Source, precision: Precision, out: Path) -> Path:
+    """Write ``<out>.tflite`` and ``<out>.report.json``.
+
+    Raises:
+        ModelError: no saved torch model, no calibration samples for int8, or a model that litert-torch can't convert.
+        ContractError: an int8 file whose arithmetic stayed in float.
+    """
+    from edgewise.compress.saved import load_model
+
+    model, _ = load_model(need(source.model_folder, "a saved torch model"))
+    calibration = _read_calibration(source) if precision == "int8" else None
+    return convert_module(model, precision, out, input_shape=source.input_shape, calibration=calibration)
+
+
+def convert_module(
+    model: nn.Module,
+    precision: Precision,
+    out: Path,
+    *,
+    input_shape: tuple[int, int, int],
+    calibration: NDArray[np.float32] | None = None,
+) -> Path:
+    """``convert`` for a module in memory, which may carry NNCF's quantizers; it is changed in place.
+
+    Args:
+        model: (N, C, H, W) -> (N, K).
+        precision: of the file.
+        out: the file's name without suffix.
+        input_shape: (C, H, W).
+        calibration: (N, C, H, W), for int8.
+
+    Raises:
+        ModelError: int8 without calibration samples, or a model that litert-torch can't convert.
+        ContractError: an int8 file whose arithmetic stayed in float.
+    """
+    content = _to_float(strip_quantizers(model, input_shape), input_shape)
+    if precision == "float16":
+        content = _to_float16(content)
+    elif precision == "int8":
+        if calibration is None:
+            raise ModelError("int8 for LiteRT needs calibration samples (N, C, H, W)", where="calibration")
+        content = _to_int8(content, calibration)
+    path = named(out, ".tflite")
+    path.write_bytes(content)
+    ops = _ops(content)
+    integer = sum(count for (name, kind), count in ops.items() if name in ARITHMETIC and kind == "INT8")
+    floating = sum(count for (name, _), count in ops.items() if name in ARITHMETIC) - integer
+    if precision == "int8" and not integer:
+        raise ContractError(f"all {floating} arithmetic ops of the LiteRT file stayed in float", where=str(path))
+    write_report(
+        out,
+        {
+            "runtime": "litert",
+            "precision": precision,
+            "size_bytes": path.stat().st_size,
+            "ops": {f"{name} {kind}": count for (name, kind), count in sorted(ops.items())},
+            "integer_ops": integer,
+            "float_ops": floating,
+            "integer_share": integer / (integer + floating) if integer + floating else 0.0,
+        },
+    )
+    return path
+
+
+def _read_calibration(source: Source) -> NDArray[np.float32]:
+    path = need(source.calibration, "calibration samples")
+    samples: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    if samples.shape[1:] != source.input_shape or samples.dtype != np.float32 or not len(samples):
+        raise ModelError(
+            f"expected calibration samples float32 (N, {', '.join(map(str, source.input_shape))}), "
+            f"got {samples.dtype} {samples.shape}",
+            where=str(path),
+        )
+    return samples
+
+
+def _to_float(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+    os.environ.update(QUIET)  # read when the libraries are imported
+    import litert_torch
+
+    sample = torch.zeros(1, *input_shape)
+    try:
+        converted = litert_torch.convert(Named(model.float().eval()).eval(), sample_kwargs={"input": sample})
+    except Exception as error:  # its layers raise whatever they like
+        text = str(error).strip().splitlines()
+        raise ModelError(
+            f"litert-torch can't convert the model: {type(error).__name__}: {text[0] if text else ''}", where="litert"
+        ) from error
+    content: bytes = converted.model_content()
+    return content
+
+
+def _to_float16(content: bytes) -> bytes:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    worker = quantizer.Quantizer(bytearray(content))
+    worker.update_quantization_recipe(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        op_config=qtyping.OpQuantizationConfig(
+            weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+            compute_precision=qtyping.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        ),
+        algorithm_key="float_casting",
+    )
+    return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+
+
+def _to_int8(content: bytes, calibration: NDArray[np.float32]) -> bytes:
+    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    names = qtyping.TFLOperationName
+    whole = not TRANSFORMER_MARKS & {name for name, _ in _ops(content)}
+    worker = quantizer.Quantizer(bytearray(content))
+    for operation in (names.ALL_SUPPORTED,) if whole else [names(name) for name in TRANSFORMER_OPS]:
+        worker.add_static_config(".*", operation, activation_num_bits=INT8_BITS, weight_num_bits=INT8_BITS)
+    for operation in (names.INPUT, names.OUTPUT):
+        worker.update_quantization_recipe(".*", operation, algorithm_key="no_quantize")
+    recipe = recipe_manager.RecipeManager()
+    recipe.load_quantization_recipe(worker.get_quantization_recipe())
+    measured = calibrator.Calibrator(bytes(content), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    # A list: a generator would be used up by the calibrator's count of its length.
+    measured.calibrate({SIGNATURE: [{"input": sample[None]} for sample in calibration]}, recipe)
+    result = worker.quantize(measured.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+def _ops(content: bytes) -> Counter[tuple[str, str]]:
+    """(op, type of its output) of every op in the file."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+    found: Counter[tuple[str, str]] = Counter()
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            code = model.operatorCodes[op.opcodeIndex]
+            name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            found[name, kinds[graph.tensors[op.outputs[0]].type]] += 1
+    return found

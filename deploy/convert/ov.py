@@ -1,0 +1,84 @@
+"""The files for OpenVINO: ``.xml`` (the graph) and ``.bin`` (the weights). A model's size is that of both together."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from edgewise.deploy.config import Precision
+from edgewise.deploy.convert.base import Source, named, need, write_report
+from edgewise.deploy.runtimes.ov import load_openvino
+from edgewise.errors import ContractError, ModelError
+
+ARITHMETIC = frozenset(("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution"))
+INTEGER = frozenset(("i8", "u8"))
+
+
+def convert(source: Source, precision: Precision, out: Path) -> Path:
+    """Write ``<out>.xml``, ``<out>.bin`` and ``<out>.report.json``; the ``.xml`` is returned.
+
+    float16 halves the stored weights; the arithmetic is OpenVINO's choice when it runs.
+
+    Raises:
+        ModelError: no exported graph, or OpenVINO refuses it.
+        ContractError: an int8 graph that OpenVINO would run in float.
+    """
+    openvino = load_openvino()
+    int8 = precision == "int8"
+    graph = need(source.unsigned_onnx if int8 else source.float_onnx, "an ONNX graph " + ("with Q/DQ" if int8 else ""))
+    xml, weights = named(out, ".xml"), named(out, ".bin")
+    try:
+        model = openvino.convert_model(graph)
+        model.set_friendly_name("edgewise")
+        openvino.save_model(model, xml, compress_to_fp16=precision == "float16")
+        xml.write_text(without_notes(xml.read_text(encoding="utf-8")), encoding="utf-8")
+        layers = executed_layers(openvino, xml)
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO refuses the graph: {error}", where=str(graph)) from error
+    integer = sum(count for (_, kind), count in layers.items() if kind in INTEGER)
+    floating = sum(layers.values()) - integer
+    if int8 and not integer:
+        raise ContractError(
+            f"OpenVINO would run all {floating} arithmetic layers in float",
+            where=str(graph),
+            hint="quantize activations per tensor and weights per channel",
+        )
+    write_report(
+        out,
+        {
+            "runtime": "openvino",
+            "precision": precision,
+            "size_bytes": xml.stat().st_size + weights.stat().st_size,
+            "layers": {f"{name} {kind}": count for (name, kind), count in sorted(layers.items())},
+            "integer_ops": integer,
+            "float_ops": floating,
+            "integer_share": integer / (integer + floating) if integer + floating else 0.0,
+        },
+    )
+    return xml
+
+
+def without_notes(xml: str) -> str:
+    """The graph without the conversion's notes at its end: versions and paths, no part of the model."""
+    return re.sub(r"\n?\t?<rt_info>(?:(?!<rt_info>).)*</rt_info>\s*</net>\s*$", "\n</net>\n", xml, flags=re.DOTALL)
+
+
+def executed_layers(openvino: Any, xml: Path) -> Counter[tuple[str, str]]:
+    """(layer type, precision it runs in) of the arithmetic layers, counted in the graph this CPU really executes."""
+    compiled = openvino.Core().compile_model(
+        xml, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": openvino.Type.f32}
+    )
+    layers: Counter[tuple[str, str]] = Counter()
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        name = _text(info, "layerType")
+        if name in ARITHMETIC:
+            layers[name, _text(info, "runtimePrecision")] += 1
+    return layers
+
+
+def _text(info: Any, key: str) -> str:
+    value = info[key] if key in info else ""  # noqa: SIM401 - its map has no get()
+    return str(getattr(value, "value", value))

@@ -1,0 +1,217 @@
+"""The bundle for TensorRT 10.3 to 11: a folder with the graphs, what is known about them, and how to build the engine.
+
+An engine runs only on the GPU and with the TensorRT version that built it, so it is built on the device, by
+``build.sh``. One path serves all versions: strongly typed, explicit INT8 Q/DQ, float16 written into the graph, opset 19
+or 20. Where TensorRT and a GPU are present the engine is built here too; that part shares its calls with TensorRT-RTX, but
+has **not been run** with TensorRT itself yet. Where TensorRT-RTX is installed, its parser and builder, which need no GPU,
+are asked what they make of the graph; that says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgewise.deploy.config import Precision
+from edgewise.deploy.convert.base import Source, named, need
+from edgewise.deploy.convert.trt_device import BUILD_SH, README
+from edgewise.deploy.runtimes import trt
+from edgewise.errors import ContractError, ModelError
+
+FORMAT = 1
+OPSETS = range(9, 21)
+HALF_OPSETS = range(19, 21)  # float16 scales of Q/DQ came with opset 19
+NAMES = {"float32": "model.fp32", "float16": "model.fp16", "int8": "model.int8"}
+RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
+WORKSPACE_BYTES = 1 << 30
+ARITHMETIC = frozenset(("correlation", "gemm", "matmul", "conv", "convolution", "caskconvolution"))
+
+
+def convert(source: Source, precision: Precision, out: Path) -> Path:
+    """Write the folder ``<out>.trt``; its ``manifest.json`` is returned.
+
+    For int8 the float16 graph lies beside it, where the source has one: the reference to measure against.
+
+    Raises:
+        ModelError: no exported graph for this precision, or an opset TensorRT doesn't read.
+        ContractError: a quantized graph with uint8 in it, or one that TensorRT-RTX refuses to parse.
+    """
+    graphs = {precision: _graph(source, precision)}
+    if precision == "int8" and source.half_onnx is not None:
+        graphs["float16"] = _graph(source, "float16")
+    folder = named(out, ".trt")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    files: dict[str, Any] = {}
+    for kind, graph in sorted(graphs.items()):
+        path = folder / f"{NAMES[kind]}.onnx"
+        shutil.copyfile(graph, path)
+        files[path.name] = _describe(path, kind)
+    main = f"{NAMES[precision]}.onnx"
+    engine, reason = _build_here(folder / main, source)
+    manifest = {
+        "format": FORMAT,
+        "kind": "tensorrt-bundle",
+        "precision": precision,
+        "main": main,
+        "input": {"name": "input", "dtype": "float32", "shape": [None, *source.input_shape]},
+        "output": {"name": "logits", "dtype": "float32", "shape": [None, source.classes]},
+        "files": files,
+        "contract": json.loads(source.contract.read_text(encoding="utf-8")) if source.contract else None,
+        "conformance": conformance(folder / main, (1, *source.input_shape)),
+        "built": engine is not None,
+        "engine": engine,
+        "reason": reason,
+    }
+    shape = "x".join(str(size) for size in source.input_shape)
+    script = folder / "build.sh"
+    models = " ".join(NAMES[kind] for kind in sorted(graphs))
+    script.write_text(BUILD_SH.replace("@MODELS@", models).replace("@SHAPE@", shape), encoding="utf-8")
+    script.chmod(0o755)
+    (folder / "README.md").write_text(README.replace("@MAIN@", NAMES[precision]), encoding="utf-8")
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+def _graph(source: Source, precision: Precision) -> Path:
+    if precision == "float32":
+        return need(source.float_onnx, "a float ONNX graph")
+    if precision == "float16":
+        return need(source.half_onnx, "a float16 ONNX graph")
+    return need(source.half_signed_onnx or source.signed_onnx, "an ONNX graph with int8 Q/DQ (signed activations)")
+
+
+def _describe(path: Path, precision: str) -> dict[str, Any]:
+    model = onnx.load(path)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    allowed = HALF_OPSETS if half and precision == "int8" else OPSETS
+    if opset not in allowed:
+        raise ModelError(
+            f"TensorRT 10.3 to 11 reads opsets {allowed[0]} to {allowed[-1]} here, this graph has {opset}",
+            where=str(path.name),
+            hint="export with opset 20",
+        )
+    if precision == "int8":
+        unsigned = [t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8]
+        if unsigned:
+            raise ContractError(
+                f"TensorRT has no uint8: {len(unsigned)} zero-points or weights are, the first is {unsigned[0]!r}",
+                where=path.name,
+                hint="export the signed Q/DQ graph for TensorRT",
+            )
+    content = path.read_bytes()
+    return {
+        "precision": precision,
+        "opset": opset,
+        "size_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def _build_here(graph: Path, source: Source) -> tuple[str | None, str]:
+    """(engine's file name, "") or (None, why there is none)."""
+    absent = trt.missing()
+    if absent is not None:
+        return None, f"{absent}. Run build.sh on the device."
+    engine = graph.with_suffix(".engine")
+    engine.write_bytes(build_engine(graph, (1, *source.input_shape)))
+    return engine.name, ""
+
+
+def build_engine(graph: Path, shape: tuple[int, ...]) -> bytes:
+    """Build an engine for this GPU, strongly typed, for one static input shape (N, C, H, W).
+
+    Raises:
+        ModelError: TensorRT can't parse the graph, or can't build it.
+    """
+    api = importlib.import_module("tensorrt")
+    return _build(api, graph, shape, api.Logger(api.Logger.ERROR))
+
+
+def _build(api: Any, graph: Path, shape: tuple[int, ...], logger: Any, capability: Any = None) -> bytes:
+    """The calls that TensorRT and TensorRT-RTX share. ``capability`` builds for a GPU that isn't here (RTX only)."""
+    builder = api.Builder(logger)
+    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = api.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise ModelError(f"TensorRT's parser refuses the graph: {errors}", where=str(graph))
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+    config.clear_flag(api.BuilderFlag.TF32)  # float32 means float32
+    if capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, shape, shape, shape)
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ModelError("TensorRT can't build an engine of the graph", where=str(graph))
+    return bytes(plan)
+
+
+def conformance(graph: Path, shape: tuple[int, ...]) -> dict[str, Any] | None:
+    """What TensorRT-RTX makes of the graph, for an Ampere GPU; None where it isn't installed. No GPU is needed.
+
+    Raises:
+        ContractError: it refuses the graph.
+    """
+    api = _rtx()
+    if api is None:
+        return None
+    messages: list[str] = []
+
+    class Collector(api.ILogger):  # type: ignore[misc, name-defined]
+        """Keeps the log: it is where the layers of a plan are told without a GPU."""
+
+        def __init__(self) -> None:
+            api.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            messages.append(message)
+
+    try:
+        _build(api, graph, shape, Collector(), api.ComputeCapability.SM86)
+    except ModelError as error:
+        raise ContractError(f"TensorRT-RTX: {error.message}", where=graph.name) from error
+    layers = parse_layers("\n".join(messages))
+    arithmetic = [kinds for name, kinds in layers if name.lower() in ARITHMETIC]
+    integer = sum("Int8" in kinds for kinds in arithmetic)
+    return {
+        "tool": f"TensorRT-RTX {api.__version__}",
+        "compute_capability": "8.6",
+        "layers": [f"{name} {' '.join(kinds)}" for name, kinds in layers],
+        "integer_ops": integer,
+        "float_ops": len(arithmetic) - integer,
+    }
+
+
+def _rtx() -> Any:
+    for name in RTX_MODULES:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError):  # not there, or its libraries aren't
+            continue
+    return None
+
+
+def parse_layers(log: str) -> list[tuple[str, tuple[str, ...]]]:
+    """(layer type, types of its inputs) of each layer, in order, from a builder's detailed log."""
+    layers = []
+    for line in log.splitlines():
+        found = re.match(r"Name: .*?, LayerType: ([^,]+), Inputs: \[(.*?)\](?:, Constants|, Outputs)", line)
+        if found:
+            layers.append((found[1], tuple(re.findall(r"Datatype: (\w+)", found[2]))))
+    return layers

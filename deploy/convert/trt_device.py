@@ -1,0 +1,72 @@
+"""What TensorRT's bundle carries to the device: a build script and a page that says how to use it."""
+
+from __future__ import annotations
+
+BUILD_SH = r"""#!/bin/sh
+# Builds one engine for each graph in this folder, on the device that will run it, and times it with trtexec.
+#   ./build.sh          batch 1
+#   BATCH=4 ./build.sh  another batch
+#   TRTEXEC=/path/to/trtexec ./build.sh
+set -eu
+cd "$(dirname "$0")"
+
+BATCH="${BATCH:-1}"
+case "$BATCH" in
+    '' | 0* | *[!0-9]*) echo "BATCH: expected a whole number from 1, got '$BATCH'" >&2; exit 2 ;;
+esac
+
+if [ -z "${TRTEXEC:-}" ]; then
+    TRTEXEC="$(command -v trtexec || true)"
+    [ -n "$TRTEXEC" ] || TRTEXEC=/usr/src/tensorrt/bin/trtexec
+fi
+if [ ! -x "$TRTEXEC" ]; then
+    echo "trtexec not found: it comes with TensorRT (on a Jetson: JetPack, libnvinfer-bin); or set TRTEXEC" >&2
+    exit 2
+fi
+
+# trtexec calls itself [TensorRT v100300] for 10.3.0 and [TensorRT v110000] for 11.0.0.
+VERSION="$("$TRTEXEC" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9][0-9]*\)\].*/\1/p' | head -n 1)"
+case "$VERSION" in
+    '') echo "can't tell the version of $TRTEXEC" >&2; exit 2 ;;
+esac
+MAJOR=$((VERSION / 10000))
+# The defaults of timing changed with 11: say the same thing in both, transfers counted, no CUDA graph, no spinning.
+if [ "$MAJOR" -ge 11 ]; then
+    TIMING="--noCudaGraph --noSpinWait --includeDataTransfers"
+elif [ "$VERSION" -ge 100300 ]; then
+    TIMING=""
+else
+    echo "TensorRT $VERSION: expected 10.3 or later" >&2
+    exit 2
+fi
+
+for NAME in @MODELS@; do
+    SHAPE="input:${BATCH}x@SHAPE@"
+    echo "== $NAME, TensorRT $VERSION, $SHAPE"
+    "$TRTEXEC" --onnx="$NAME.onnx" --saveEngine="$NAME.engine" --stronglyTyped --noTF32 \
+        --minShapes="$SHAPE" --optShapes="$SHAPE" --maxShapes="$SHAPE" \
+        --profilingVerbosity=detailed --exportLayerInfo="$NAME.layers.json" --skipInference
+    # TIMING holds several words on purpose.
+    # shellcheck disable=SC2086
+    "$TRTEXEC" --loadEngine="$NAME.engine" --shapes="$SHAPE" $TIMING --warmUp=500 --duration=10 \
+        --exportTimes="$NAME.times.json"
+done
+"""
+
+README = """# TensorRT bundle
+
+`@MAIN@.onnx` is the graph, `manifest.json` says what is known about it. The graphs are strongly typed: precisions are
+written into them, and `trtexec` gets no `--fp16` or `--int8`. TensorRT 10.3 to 11.
+
+1. Copy this folder to the device and run `./build.sh` there (`BATCH=4 ./build.sh` for another batch). An engine runs
+   only on the kind of GPU, and with the TensorRT version, that built it.
+2. `@MAIN@.layers.json` lists the layers with their precisions: convolutions of an INT8 graph must read Int8.
+3. `@MAIN@.times.json` holds trtexec's times, transfers included. Lock the clocks first (on a Jetson: `nvpmodel`,
+   `jetson_clocks`).
+
+From Python, on the device:
+
+    from edgewise.deploy.runtimes import Options, get
+    session = get("tensorrt").open("@MAIN@.engine", Options(precision="default"))
+    logits = session.run({"input": images})["logits"]  # float32 (N, C, H, W), N as built
+"""

@@ -1,0 +1,215 @@
+"""Small helpers on ONNX graphs: who makes a tensor, who reads it, constants as numpy, dead parts out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Initializers by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def value(graph: GraphProto, name: str) -> np.ndarray | None:
+    """A constant's value; None if ``name`` isn't one."""
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            return numpy_helper.to_array(tensor)
+    return None
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that makes each tensor."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """The nodes that read each tensor, once per node."""
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            if name:
+                found.setdefault(name, []).append(node)
+    return found
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """An attribute's value, text as ``str``."""
+    for item in node.attribute:
+        if item.name == name:
+            got = helper.get_attribute_value(item)
+            return got.decode() if isinstance(got, bytes) else got
+    return default
+
+
+def set_attribute(node: NodeProto, name: str, new: Any) -> None:
+    """Set an attribute, replacing an older value."""
+    kept = [item for item in node.attribute if item.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, new)])
+
+
+def add_constant(graph: GraphProto, name: str, array: np.ndarray) -> str:
+    """Add an initializer under ``name``, or under ``name_2`` and so on if that is taken; returns the name."""
+    taken = {tensor.name for tensor in graph.initializer}
+    unique, number = name, 1
+    while unique in taken:
+        number += 1
+        unique = f"{name}_{number}"
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), unique))
+    return unique
+
+
+def rewire(graph: GraphProto, old: str, new: str) -> None:
+    """Let every reader of ``old`` read ``new``."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+
+
+def is_output(graph: GraphProto, name: str) -> bool:
+    """Whether ``name`` is one of the graph's outputs."""
+    return any(output.name == name for output in graph.output)
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put makers before readers, else in the order found."""
+    known = {tensor.name for tensor in graph.initializer} | {item.name for item in graph.input} | {""}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        ready = [node for node in waiting if known.issuperset(node.input)]
+        if not ready:
+            raise ValueError(f"the graph has a cycle or a dangling input at {waiting[0].name!r}")
+        # One at a time: a rewritten node stays beside its neighbours, and the file stays readable.
+        node = ready[0]
+        waiting.remove(node)
+        ordered.append(node)
+        known.update(node.output)
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def drop_dead(graph: GraphProto) -> None:
+    """Remove nodes and initializers that lead to no output; equal initializers become one."""
+    same: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    for tensor in graph.initializer:
+        key = (tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes())
+        if same.setdefault(key, tensor.name) != tensor.name:
+            rewire(graph, tensor.name, same[key])
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+
+
+HOOKS = "__nncf_hooks."
+
+
+def hook_place(name: str) -> str:
+    """NNCF's name of a hook, as a place: ``__nncf_hooks.post_hooks.net/3/relu/0__0.0`` is ``net.3.relu.0.0``."""
+    found = re.fullmatch(r"__nncf_hooks\.(?:pre|post)_hooks\.(.+)__(\d+)\.\d+(.*)", name)
+    return f"{found[1]}.{found[2]}{found[3]}".replace("/", ".").replace(":", ".") if found else name
+
+
+def _scope(node: NodeProto) -> str:
+    """A node's place in the torch model, as the exporter noted it: ``blocks.0.conv1``, or ``blocks.0.relu_1``."""
+    notes = {item.key: item.value for item in node.metadata_props}
+    try:
+        scopes = json.loads(notes["pkg.torch.onnx.name_scopes"].replace("'", '"'))
+    except (KeyError, ValueError):
+        return ""
+    module, call = (["", *scopes])[-2:]
+    if module.startswith(HOOKS):
+        return hook_place(module)
+    if module.startswith("_empty"):
+        return str(call)
+    return module if re.sub(r"_\d+$", "", call) in LAYER_CALLS else f"{module}.{call}".strip(".")
+
+
+# Calls that are the whole of their module: the module's name says enough.
+LAYER_CALLS = ("conv1d", "conv2d", "conv3d", "linear", "layer_norm", "relu", "gelu", "hardtanh", "batch_norm")
+
+
+def rename(model: ModelProto) -> None:
+    """Name nodes and tensors after the torch modules they come from, so that an error names a layer one knows.
+
+    Each node's first output has the node's name; inputs, outputs and parameters keep theirs.
+    """
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.name.startswith(HOOKS):
+            old, tensor.name = tensor.name, hook_place(tensor.name)
+            rewire(graph, old, tensor.name)
+    fixed = {item.name for item in (*graph.input, *graph.output)}
+    taken: Counter[str] = Counter(fixed)
+    taken.update(tensor.name for tensor in graph.initializer)
+    new_names: dict[str, str] = {}
+    for node in graph.node:
+        base = _scope(node) or node.name or node.op_type
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            base += ".q" if node.op_type == "QuantizeLinear" else ".dq"
+        taken[base] += 1
+        node.name = base if taken[base] == 1 else f"{base}~{taken[base]}"
+        for index, name in enumerate(node.output):
+            if name and name not in fixed:
+                new_names[name] = node.name if index == 0 else f"{node.name}~out{index}"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = new_names.get(name, name)
+
+
+def strip(model: ModelProto) -> None:
+    """Remove what the exporter notes about the machine it ran on: stack traces, paths, versions, shapes of insides."""
+    graph = model.graph
+    for part in (model, graph):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    del graph.quantization_annotation[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    model.producer_name, model.producer_version, model.domain, model.model_version = "edgewise", "", "", 0
+    graph.name = "model"
+
+
+def to_bytes(model: ModelProto) -> bytes:
+    """The same bytes for the same graph, in every process."""
+    return model.SerializeToString(deterministic=True)
+
+
+def digest(model: ModelProto) -> str:
+    """SHA-256 of the file that would be written."""
+    return hashlib.sha256(to_bytes(model)).hexdigest()
+
+
+def opset(model: ModelProto) -> int:
+    """The version of the standard operators."""
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+
+
+def tensor_types(model: ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Element type and shape of each tensor that strict shape inference can tell."""
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
+    return {
+        item.name: item.type.tensor_type
+        for item in (*inferred.value_info, *inferred.input, *inferred.output)
+        if item.type.HasField("tensor_type")
+    }

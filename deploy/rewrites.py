@@ -1,0 +1,168 @@
+"""Rewrites of an exported graph that keep its meaning and let runtimes run it in integers. One function, one rewrite."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import GraphProto, NodeProto, helper
+
+from edgewise.deploy.onnx_graph import add_constant, attribute, consumers, is_output, producers, set_attribute, value
+
+
+def _remove(graph: GraphProto, node: NodeProto) -> None:
+    # By identity: protobuf's own remove() compares by value.
+    for index, other in enumerate(graph.node):
+        if other is node:
+            del graph.node[index]
+            return
+
+
+def _reshape_scale(array: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:
+    return array if array.ndim == 0 else array.reshape([-1 if i == axis else 1 for i in range(like.ndim)])
+
+
+def quantize_array(array: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int) -> np.ndarray:
+    """ONNX's QuantizeLinear on a constant: round half to even, then saturate."""
+    info = np.iinfo(zero_point.dtype)
+    wide = np.rint(array.astype(np.float32) / _reshape_scale(scale, array, axis).astype(np.float32))
+    wide = wide + _reshape_scale(zero_point, array, axis).astype(np.float32)
+    out: np.ndarray = np.clip(wide, info.min, info.max).astype(zero_point.dtype)
+    return out
+
+
+def fold_weights(graph: GraphProto) -> int:
+    """Store quantized constants as integers and drop their QuantizeLinear; returns how many."""
+    folded = 0
+    for node in [n for n in graph.node if n.op_type == "QuantizeLinear"]:
+        array, scale, zero = (value(graph, name) for name in node.input)
+        if array is None or scale is None or zero is None:
+            continue
+        stored = add_constant(graph, f"{node.input[0]}.int8", quantize_array(array, scale, zero, attribute(node, "axis", 1)))
+        for reader in consumers(graph).get(node.output[0], []):
+            reader.input[0] = stored
+        _remove(graph, node)
+        folded += 1
+    return folded
+
+
+def fold_weight_transposes(graph: GraphProto) -> None:
+    """DequantizeLinear(constant) -> Transpose: transpose the constant instead, and move the axis with it."""
+    made = producers(graph)
+    for node in [n for n in graph.node if n.op_type == "Transpose"]:
+        source = made.get(node.input[0])
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        array, scale = value(graph, source.input[0]), value(graph, source.input[1])
+        if array is None or scale is None:
+            continue
+        order = list(attribute(node, "perm", list(range(array.ndim))[::-1]))
+        moved = helper.make_node("DequantizeLinear", list(source.input), list(node.output), name=source.name)
+        moved.metadata_props.extend(source.metadata_props)
+        moved.input[0] = add_constant(graph, source.input[0], array.transpose(order))
+        if scale.ndim:
+            set_attribute(moved, "axis", order.index(attribute(source, "axis", 1)))
+        position = next(i for i, n in enumerate(graph.node) if n is node)
+        del graph.node[position]
+        graph.node.insert(position, moved)
+
+
+def merge_slices(graph: GraphProto) -> None:
+    """Slice(Slice(x)) with constant bounds on different axes: one Slice, one copy of the data."""
+    changed = True
+    while changed:
+        changed = False
+        made, readers = producers(graph), consumers(graph)
+        for node in graph.node:
+            first = made.get(node.input[0]) if node.op_type == "Slice" else None
+            if first is None or first.op_type != "Slice" or len(readers[first.output[0]]) != 1:
+                continue
+            if len(node.input) != 5 or len(first.input) != 5 or is_output(graph, first.output[0]):
+                continue
+            bounds = [(value(graph, a), value(graph, b)) for a, b in zip(first.input[1:], node.input[1:], strict=True)]
+            if any(a is None or b is None for a, b in bounds):
+                continue
+            axes = [set(np.atleast_1d(axis).tolist()) for axis in bounds[2] if axis is not None]
+            if axes[0] & axes[1] or min(axes[0] | axes[1]) < 0:
+                continue
+            for index, (a, b) in enumerate(bounds, start=1):
+                assert a is not None
+                assert b is not None
+                node.input[index] = add_constant(graph, f"{node.output[0]}.bounds{index}", np.concatenate([a, b]))
+            node.input[0] = first.input[0]
+            _remove(graph, first)
+            changed = True
+            break
+
+
+def global_average_pool(graph: GraphProto) -> None:
+    """ReduceMean over the last two of four axes: GlobalAveragePool, which ONNX Runtime can run in integers."""
+    for node in [n for n in graph.node if n.op_type == "ReduceMean"]:
+        axes = value(graph, node.input[1]) if len(node.input) > 1 else None
+        if axes is None or axes.tolist() not in ([2, 3], [3, 2], [-1, -2], [-2, -1]) or not attribute(node, "keepdims", 1):
+            continue
+        node.op_type = "GlobalAveragePool"
+        del node.input[1:]
+        del node.attribute[:]
+
+
+MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather")
+
+
+def _moves(graph: GraphProto, node: NodeProto) -> bool:
+    """Whether ``node`` only moves values about, or adds zeros."""
+    if node.op_type not in MOVERS:
+        return False
+    if node.op_type != "Pad":
+        return True
+    fill = value(graph, node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    return attribute(node, "mode", "constant") == "constant" and fill is not None and not fill.any()
+
+
+def sink_dequantize(graph: GraphProto) -> None:
+    """DequantizeLinear -> Slice, Pad, Reshape …: move the integers, dequantize after. Per-tensor scales only."""
+    changed = True
+    while changed:
+        changed = False
+        made = producers(graph)
+        for position, node in enumerate(graph.node):
+            source = made.get(node.input[0]) if node.input and _moves(graph, node) else None
+            if source is None or source.op_type != "DequantizeLinear":
+                continue
+            scale, zero = value(graph, source.input[1]), value(graph, source.input[2])
+            if scale is None or zero is None or scale.ndim or value(graph, source.input[0]) is not None:
+                continue
+            out = node.output[0]
+            node.output[0] = f"{out}.integers"
+            node.input[0] = source.input[0]
+            if node.op_type == "Pad":
+                axes = list(node.input[3:])
+                del node.input[2:]
+                node.input.extend([source.input[2], *axes])
+            after = helper.make_node("DequantizeLinear", [node.output[0], *source.input[1:]], [out])
+            after.metadata_props.extend(node.metadata_props)
+            graph.node.insert(position + 1, after)
+            changed = True
+            break
+
+
+def requantize_moved(graph: GraphProto) -> None:
+    """DequantizeLinear -> Slice, Pad … -> Add: quantize again with the same scale before the Add. It changes no value,
+    and TensorRT sees both inputs of the Add quantized."""
+    made = producers(graph)
+    for node in [n for n in graph.node if n.op_type == "Add"]:
+        for index, name in enumerate(node.input):
+            source = made.get(name)
+            while source is not None and _moves(graph, source):
+                source = made.get(source.input[0])
+            if source is None or source.op_type != "DequantizeLinear" or name in source.output:
+                continue
+            if value(graph, source.input[0]) is not None:
+                continue
+            quantized, moved = f"{name}.again", f"{name}.moved"
+            pair = (
+                helper.make_node("QuantizeLinear", [name, *source.input[1:]], [quantized], name=quantized),
+                helper.make_node("DequantizeLinear", [quantized, *source.input[1:]], [moved], name=moved),
+            )
+            node.input[index] = moved
+            position = next(i for i, n in enumerate(graph.node) if n is node)
+            for part in reversed(pair):
+                graph.node.insert(position, part)

@@ -1,0 +1,172 @@
+"""LiteRT, formerly TFLite: ``ai_edge_litert``, or ``tflite_runtime`` on old devices. Python >= 3.8.
+
+Runs on the CPU with XNNPACK, whose float kernels are float32 unless the file itself asks for less:
+``Options.precision`` "default" means float32 too. The interpreter has no getter for its threads, so ``settings``
+repeats what was asked and says so. ``run`` copies inputs in and outputs out, so arrays stay valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from edgewise.deploy.runtimes.base import Options, TensorSpec, check_options, read_head, reason
+from edgewise.errors import MeasureError, RuntimeMissing
+
+NAME = "litert"
+SUFFIX = ".tflite"
+LIBRARIES = ("ai_edge_litert", "tflite_runtime")
+
+
+def missing() -> Optional[str]:
+    """None where LiteRT works here, else how to get it."""
+    try:
+        _library()
+    except ImportError as error:
+        return "neither ai_edge_litert nor tflite_runtime can be imported (%s): pip install ai-edge-litert" % error
+    return None
+
+
+class LitertSession:
+    """An interpreter with its tensors allocated."""
+
+    def __init__(self, interpreter: Any, options: Options, library: str, version: str) -> None:
+        """Note where the tensors lie."""
+        self._interpreter = interpreter
+        names = _signature_names(interpreter)
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        self.inputs = tuple(_spec(detail, names[0]) for detail in inputs)
+        self.outputs = tuple(_spec(detail, names[1]) for detail in outputs)
+        self._in = [(spec.name, detail["index"]) for spec, detail in zip(self.inputs, inputs)]
+        self._out = [(spec.name, detail["index"]) for spec, detail in zip(self.outputs, outputs)]
+        self.settings: Dict[str, Any] = {
+            "runtime": NAME,
+            "library": library,
+            "version": version,
+            "threads": options.threads,
+            "threads_read_back": False,
+            "precision": "float32",
+            "batch": options.batch,
+        }
+        # Which ops a delegate took over is known to a private method only; old versions lack it.
+        if hasattr(interpreter, "_get_ops_details"):
+            ops = [op["op_name"] for op in interpreter._get_ops_details()]
+            self.settings["delegate_partitions"] = ops.count("DELEGATE")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference."""
+        interpreter = self._interpreter
+        for name, index in self._in:
+            interpreter.set_tensor(index, feeds[name])
+        interpreter.invoke()
+        return {name: interpreter.get_tensor(index) for name, index in self._out}
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._interpreter = None
+
+
+def open(path: str, options: Options) -> LitertSession:
+    """Open a ``.tflite`` file for ``options.batch`` samples a run.
+
+    Raises:
+        RuntimeMissing: no LiteRT is installed.
+        MeasureError: the file isn't one LiteRT can run, or an option can't be honoured.
+    """
+    absent = missing()
+    if absent:
+        raise RuntimeMissing(absent)
+    check_options(options)
+    # Without this mark the library may abort the process instead of raising.
+    if read_head(path, 8)[4:] != b"TFL3":
+        raise MeasureError("expected a .tflite file, found no TFL3 mark in it", where=path)
+    library, module, version = _library()
+    resized = False
+    try:
+        with _muted():
+            interpreter = module.Interpreter(model_path=path, num_threads=options.threads)
+            for detail in interpreter.get_input_details():
+                resized = _resize(interpreter, detail, options.batch, path) or resized
+            interpreter.allocate_tensors()
+        return LitertSession(interpreter, options, library, version)
+    except (ValueError, RuntimeError) as error:
+        doing = "give it a batch of %d" % options.batch if resized else "open it"
+        raise MeasureError("LiteRT can't %s: %s" % (doing, reason(error)), where=path) from error
+
+
+def _library() -> Tuple[str, Any, str]:
+    last: Optional[ImportError] = None
+    for name in LIBRARIES:
+        try:
+            module = importlib.import_module(name + ".interpreter")
+        except ImportError as error:
+            last = last or error
+            continue
+        version = getattr(importlib.import_module(name), "__version__", "")
+        return name, module, version or _installed_version(name)
+    raise last or ImportError(LIBRARIES[0])
+
+
+def _installed_version(name: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(name.replace("_", "-"))
+    except metadata.PackageNotFoundError:  # a vendor's own build
+        return "unknown"
+
+
+def _resize(interpreter: Any, detail: Dict[str, Any], batch: int, path: str) -> bool:
+    """Give the input the batch asked for; whether it had another.
+
+    Converters write the batch of their sample input as if it were fixed; most graphs take another all the same, and the
+    rest refuse in allocate_tensors.
+    """
+    shape = [int(size) for size in detail["shape"]]
+    if not shape:
+        raise MeasureError("%r is a scalar: expected a batch dimension" % detail["name"], where=path)
+    if shape[0] == batch:
+        return False
+    interpreter.resize_tensor_input(detail["index"], [batch, *shape[1:]])
+    return True
+
+
+def _signature_names(interpreter: Any) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """What the file's only signature calls its tensors: {tensor name: name} of inputs and of outputs."""
+    signatures = interpreter.get_signature_list()
+    if len(signatures) != 1:
+        return {}, {}
+    runner = interpreter.get_signature_runner(next(iter(signatures)))
+    names = [
+        {detail["name"]: key for key, detail in details.items()}
+        for details in (runner.get_input_details(), runner.get_output_details())
+    ]
+    return names[0], names[1]
+
+
+def _spec(detail: Dict[str, Any], names: Dict[str, str]) -> TensorSpec:
+    shape: List[Optional[int]] = [int(size) for size in detail["shape"]]
+    return TensorSpec(names.get(detail["name"], detail["name"]), tuple(shape), str(np.dtype(detail["dtype"])))
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Hold back what the library writes to stderr from C++, and pass on all but its greeting lines."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            lines = held.read().splitlines(True)
+            os.write(2, b"".join(line for line in lines if not line.startswith(b"INFO:")))

@@ -1,0 +1,163 @@
+"""TensorRT 10.3 to 11: opens an engine that was built on this very device. Python >= 3.8.
+
+Written against the documented Python API and CUDA's runtime library; it has **not been run** on a GPU yet. TensorRT
+has no CPU threads to set, and a strongly typed engine fixes its precisions when it is built: ``Options.threads`` other
+than 1 and ``Options.precision`` other than "default" are refused. ``run`` includes both transfers and waits for the
+GPU; its outputs are new arrays.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from edgewise.deploy.runtimes import cudart
+from edgewise.deploy.runtimes.base import Options, TensorSpec, batched, check_options, read_head
+from edgewise.errors import MeasureError, RuntimeMissing
+
+NAME = "tensorrt"
+SUFFIX = ".engine"
+
+
+def missing() -> Optional[str]:
+    """None where TensorRT and a GPU are here, else how to get them."""
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError as error:
+        return (
+            "tensorrt can't be imported (%s): on a Jetson it comes with JetPack (apt install nvidia-jetpack); "
+            "elsewhere pip install tensorrt-cu12 with NVIDIA's package index" % error
+        )
+    library = cudart.load()
+    if library is None:
+        return "CUDA's runtime library (libcudart) was not found: install the CUDA toolkit, or set LD_LIBRARY_PATH"
+    if not cudart.devices(library):
+        return "no NVIDIA GPU answers here: run on the device the engine was built on"
+    return None
+
+
+class TrtSession:
+    """An execution context with its buffers on the GPU."""
+
+    def __init__(self, engine: Any, options: Options, path: str) -> None:
+        """Allocate buffers for one batch."""
+        import tensorrt
+
+        self._cuda = cudart.load()
+        self._engine = engine
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise MeasureError("TensorRT made no execution context: too little GPU memory?", where=path)
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        is_input = {name: engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT for name in names}
+        for name in names:
+            if is_input[name]:
+                shape = batched(_shape(engine.get_tensor_shape(name)), options.batch, path)
+                if None in shape or not self._context.set_input_shape(name, shape):
+                    raise MeasureError("the engine doesn't take %r as %s" % (name, shape), where=path)
+        specs = {
+            name: TensorSpec(
+                name,
+                _shape(self._context.get_tensor_shape(name)),
+                str(np.dtype(tensorrt.nptype(engine.get_tensor_dtype(name)))),
+            )
+            for name in names
+        }
+        self.inputs = tuple(specs[name] for name in names if is_input[name])
+        self.outputs = tuple(specs[name] for name in names if not is_input[name])
+        self._stream = cudart.stream(self._cuda)
+        self._buffers: Dict[str, int] = {}
+        for name, spec in specs.items():
+            if None in spec.shape:
+                raise MeasureError("the size of %r depends on the data: not supported" % name, where=path)
+            self._buffers[name] = cudart.allocate(self._cuda, _bytes(spec))
+            self._context.set_tensor_address(name, self._buffers[name])
+        self.settings: Dict[str, Any] = {
+            "runtime": NAME,
+            "version": tensorrt.__version__,
+            "precision": "default",
+            "batch": options.batch,
+            "cuda_graph": False,
+            "spin_wait": False,
+            "includes_transfers": True,
+        }
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference, transfers included."""
+        cuda, stream = self._cuda, self._stream
+        held: List[np.ndarray] = []  # alive until the stream has read them
+        for spec in self.inputs:
+            array = np.ascontiguousarray(feeds[spec.name])
+            if array.shape != spec.shape or str(array.dtype) != spec.dtype:
+                raise MeasureError(
+                    "expected %s %s, got %s %s" % (spec.dtype, spec.shape, array.dtype, array.shape), where=spec.name
+                )
+            held.append(array)
+            self._copy(self._buffers[spec.name], array.ctypes.data, array.nbytes, cudart.TO_DEVICE)
+        if not self._context.execute_async_v3(stream):
+            raise MeasureError("TensorRT could not run the engine")
+        outputs = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.outputs}
+        for name, array in outputs.items():
+            self._copy(array.ctypes.data, self._buffers[name], array.nbytes, cudart.TO_HOST)
+        cudart.check(cuda, cuda.cudaStreamSynchronize(stream), "waiting for the GPU")
+        return outputs
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for pointer in self._buffers.values():
+            self._cuda.cudaFree(pointer)
+        if self._buffers:
+            self._cuda.cudaStreamDestroy(self._stream)
+        self._buffers = {}
+        self._context = self._engine = None
+
+    def _copy(self, target: int, source: int, size: int, kind: int) -> None:
+        cudart.check(self._cuda, self._cuda.cudaMemcpyAsync(target, source, size, kind, self._stream), "a copy")
+
+
+def open(path: str, options: Options) -> TrtSession:
+    """Open an engine built on this device, for ``options.batch`` samples a run.
+
+    Raises:
+        RuntimeMissing: TensorRT, CUDA or a GPU isn't here.
+        MeasureError: the file isn't an engine of this version and GPU, or an option can't be honoured.
+    """
+    check_options(options)
+    if options.threads != 1:
+        raise MeasureError("threads: TensorRT runs on the GPU and takes 1, got %d" % options.threads, where="options")
+    if options.precision != "default":
+        raise MeasureError(
+            "precision: an engine's is fixed when it is built, expected 'default', got %r" % options.precision,
+            where="options",
+        )
+    head = read_head(path, 4)
+    if head[:1] == b"\x08" or path.endswith(".onnx"):
+        raise MeasureError("an ONNX graph, not an engine", where=path, hint="build it on the device: ./build.sh")
+    absent = missing()
+    if absent:
+        raise RuntimeMissing(absent)
+    import tensorrt
+
+    with builtins.open(path, "rb") as file:
+        blob = file.read()
+    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(blob)
+    if engine is None:
+        raise MeasureError(
+            "TensorRT %s can't read it as an engine" % tensorrt.__version__,
+            where=path,
+            hint="an engine runs only with the TensorRT version and the GPU it was built for: run build.sh here",
+        )
+    return TrtSession(engine, options, path)
+
+
+def _shape(dims: Any) -> Tuple[Optional[int], ...]:
+    return tuple(None if size < 0 else int(size) for size in dims)
+
+
+def _bytes(spec: TensorSpec) -> int:
+    count = 1
+    for size in spec.shape:
+        count *= size or 0
+    return count * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,115 @@
+"""A vision transformer, Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929.
+
+Pre-norm blocks, a class token, learned positions. State-dict keys (``cls_token pos_embed patch_embed.proj
+blocks.N.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2} norm head``) are those in common use.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class PatchEmbed(nn.Module):
+    """(N, C, H, W) -> tokens (N, H / patch * W / patch, dim)."""
+
+    def __init__(self, patch: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cut into patches and project each."""
+        patches: Tensor = self.proj(x)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on tokens (N, L, D), with one fused projection for queries, keys and values."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.head_dim = dim // heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, D) -> (N, L, D)."""
+        samples, length, _ = x.shape
+        qkv = self.qkv(x).reshape(samples, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0], qkv[1], qkv[2]
+        out = scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        out = self.proj(out.reshape(samples, length, self.num_heads * self.head_dim))
+        return out
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, D) -> (N, L, D)."""
+        x = self.fc2(self.act(self.fc1(x)))
+        return x
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a LayerNorm and added to its input."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, D) -> (N, L, D)."""
+        x = x + self.attn(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return x
+
+
+class ViT(nn.Module):
+    """(N, C, H, W) -> logits (N, classes)."""
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+    ) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        length = (height // patch) * (width // patch) + 1
+        self.patch_embed = PatchEmbed(patch, channels, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, length, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads, hidden) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, classes)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes), read from the class token."""
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        x = self.norm(self.blocks(x))
+        logits: Tensor = self.head(x[:, 0])
+        return logits

@@ -1,0 +1,215 @@
+"""``edgewise bench``: files from anywhere, measured for speed, memory and size; no labels, so no accuracy."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bench.config import Bench
+from edgewise.bench.measure import measure, samples_of
+from edgewise.bench.record import FileUnderTest, Results
+from edgewise.bench.stats import bootstrap_percentiles
+from edgewise.deploy.runtimes import Options, get
+from edgewise.errors import DataError, MeasureError, RuntimeMissing
+from edgewise.output import print_table
+from edgewise.progress import Tick
+
+RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
+SAMPLES = 32  # random inputs: enough that caches don't learn them
+
+
+def measure_files(
+    paths: Sequence[Path], inputs: Path | None, threads: int, out: Path | None, tick: Tick
+) -> Results:
+    """Measure files, each in the runtime of its suffix; what was measured stays in ``out``, if given.
+
+    Args:
+        paths: ``.onnx``, ``.xml`` (its ``.bin`` beside it) or ``.tflite``, each with one float32 input.
+        inputs: ``.npy`` float32 (N, C, H, W) for all files; random numbers by default.
+        threads: threads a file may use.
+        out: a folder for the raw measurements; a temporary one by default.
+        tick: told of the progress.
+
+    Raises:
+        MeasureError: no such file, an unknown suffix, or a file that can't run.
+        RuntimeMissing: a file's runtime isn't installed.
+        DataError: the inputs don't fit.
+    """
+    files = _files(paths)
+    with tempfile.TemporaryDirectory(prefix="edgewise-") as temporary:
+        folder = out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        array = _random_inputs(files) if inputs is None else _read(inputs)
+        source = folder / "inputs.npy"
+        np.save(source, array)
+        count = len(array)
+        return measure(
+            files,
+            source,
+            np.zeros(count, np.int64),
+            [str(i) for i in range(count)],
+            Bench(threads=threads),
+            folder,
+            score=_no_score,
+            tick=tick,
+        )
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """What was measured, as JSON: times in ms with 95 % intervals, sizes in bytes."""
+    return {
+        "config": results.config,
+        "device": results.provenance["device"],
+        "files": [_row(results, file) for file in results.files],
+    }
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print ``summary`` for a person."""
+    print_table(
+        ("file", "runtime", "p50 ms (95 % interval)", "p90 ms", "p99 ms", "load ms", "first ms", "peak MB", "MB", "notes"),
+        [
+            (
+                row["name"],
+                row["runtime"],
+                _interval(row["p50_ms"]),
+                _value(row["p90_ms"]),
+                _value(row["p99_ms"]),
+                _number(row["load_ms"]),
+                _number(row["first_inference_ms"]),
+                _megabytes(row["peak_bytes"]),
+                _megabytes(row["size_bytes"]),
+                row["error"] or ", ".join(row["flags"]),
+            )
+            for row in table["files"]
+        ],
+    )
+
+
+def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
+    names = [path.name for path in paths]
+    files = []
+    for path in paths:
+        if not path.is_file():
+            raise MeasureError("expected a file, got a folder" if path.is_dir() else "no such file", where=str(path))
+        if path.suffix not in RUNTIMES:
+            raise MeasureError(f"expected one of {', '.join(RUNTIMES)}, got {path.suffix!r}", where=str(path))
+        runtime = RUNTIMES[path.suffix]
+        missing = get(runtime).missing()
+        if missing is not None:
+            raise RuntimeMissing(missing, where=str(path), hint="edgewise doctor says how to get it")
+        parts = [part for part in (path, path.with_suffix(".bin")) if path == part or runtime == "openvino"]
+        for part in parts:
+            if not part.is_file():
+                raise MeasureError("OpenVINO's weights are missing", where=str(part), hint="copy the .bin along")
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part.read_bytes())
+        files.append(
+            FileUnderTest(
+                name=path.name if names.count(path.name) == 1 else str(path),
+                runtime=runtime,
+                precision="float32",  # what is float in the file is computed exactly; its INT8 parts stay INT8
+                role="candidate",
+                path=str(path.resolve()),
+                size_bytes=sum(part.stat().st_size for part in parts),
+                sha256=digest.hexdigest(),
+            )
+        )
+    return files
+
+
+def _random_inputs(files: Sequence[FileUnderTest]) -> NDArray[np.float32]:
+    """(SAMPLES, C, H, W) normal numbers of the shape that all files want."""
+    shapes = {file.name: _input_shape(file) for file in files}
+    if len(set(shapes.values())) > 1:
+        text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise DataError(f"expected files of one input shape, got {text}", hint="measure them one by one")
+    shape = next(iter(shapes.values()))
+    return np.random.default_rng(0).standard_normal((SAMPLES, *shape), dtype=np.float32)
+
+
+def _input_shape(file: FileUnderTest) -> tuple[int, ...]:
+    with closing(get(file.runtime).open(file.path, Options())) as session:
+        specs = session.inputs
+    if len(specs) != 1 or specs[0].dtype != "float32":
+        text = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in specs)
+        raise MeasureError(f"expected one float32 input, got {text}", where=file.path)
+    sizes = specs[0].shape[1:]
+    known = tuple(size for size in sizes if size is not None)
+    if len(known) < len(sizes):
+        raise MeasureError(f"its input {specs[0].shape} is open", where=file.path, hint="give inputs with --inputs X.npy")
+    return known
+
+
+def _read(path: Path) -> NDArray[np.float32]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError("no such file", where=str(path)) from None
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"expected a .npy file of float32 (N, C, H, W): {error}", where=str(path)) from None
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 2 or not len(array):
+        kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an .npz"
+        raise DataError(f"expected float32 (N, C, H, W), got {kind}", where=str(path))
+    return array
+
+
+def _no_score(outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """There are no labels: every sample gets 0, and nothing shows it."""
+    return np.zeros(targets.shape, np.float32)
+
+
+def _row(results: Results, file: FileUnderTest) -> dict[str, Any]:
+    found = results.measurements[file.name]
+    row: dict[str, Any] = {
+        "name": file.name,
+        "runtime": file.runtime,
+        "path": file.path,
+        "sha256": file.sha256,
+        "size_bytes": file.size_bytes,
+        "p50_ms": None,
+        "p90_ms": None,
+        "p99_ms": None,
+        "load_ms": None,
+        "first_inference_ms": None,
+        "peak_bytes": None,
+        "launches": len(found.launches),
+        "flags": list(found.flags),
+        "error": found.error,
+    }
+    if not found.launches:
+        return row
+    samples = samples_of(found)
+    row["samples"] = sum(len(block) for launch in samples for block in launch)
+    for key, interval in zip(("p50_ms", "p90_ms", "p99_ms"), bootstrap_percentiles(samples, [0.5, 0.9, 0.99]), strict=True):
+        if interval is not None:
+            row[key] = {name: value / 1e6 for name, value in vars(interval).items()}
+    for key, phase in (("load_ms", "load"), ("first_inference_ms", "first_inference")):
+        row[key] = float(np.median([launch.phases[phase].duration_ns for launch in found.launches])) / 1e6
+    peaks = [phase.peak_bytes for launch in found.launches for phase in launch.phases.values() if phase.peak_bytes]
+    row["peak_bytes"] = max(peaks, default=None)
+    return row
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _value(interval: dict[str, float] | None) -> str:
+    return _number(None if interval is None else interval["value"])
+
+
+def _interval(interval: dict[str, float] | None) -> str:
+    return "-" if interval is None else "{value:.3g} ({low:.3g} to {high:.3g})".format(**interval)
+
+
+def _megabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.3g}"

@@ -1,0 +1,238 @@
+"""The command line. Everything heavy is imported inside the commands: ``--help`` answers at once, without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgewise.guard import guard
+
+if TYPE_CHECKING:
+    from edgewise.console import Console
+
+app = typer.Typer(
+    name="edgewise",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Distil, prune, quantize and convert a model for edge devices, measure the files, and judge them by a budget.",
+    epilog="Exit codes: 0 pass, 1 fail, 2 usage or input, 3 invalid, 4 inconclusive, 5 no device.",
+)
+KEPT = "finished stages are kept, and the same command goes on from there"
+
+
+def _debug(context: typer.Context, value: bool) -> bool:
+    """``--debug`` counts before the command and after it."""
+    context.meta["edgewise.debug"] = value or context.meta.get("edgewise.debug", False)
+    return bool(context.meta["edgewise.debug"])
+
+
+def _version(value: bool) -> None:
+    if value:
+        from edgewise import __version__
+
+        print(f"edgewise {__version__}")
+        raise typer.Exit
+
+
+def _profiles(incomplete: str) -> list[str]:
+    from edgewise.profiles import PROFILES
+
+    return [name for name in PROFILES if name.startswith(incomplete)]
+
+
+def _families(incomplete: str) -> list[str]:
+    from edgewise.init import FAMILIES
+
+    return [name for name in FAMILIES if name.startswith(incomplete)]
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing but it, on stdout.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+
+
+@contextlib.contextmanager
+def _console(json: bool) -> Iterator[Console]:
+    """A console for long work; whatever libraries print meanwhile goes to stderr."""
+    from edgewise.console import make_console
+    from edgewise.output import stdout_for_results
+
+    with stdout_for_results(), contextlib.closing(make_console(json)) as console:
+        yield console
+
+
+@app.callback()
+def _root(
+    debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; 'edgewise init' writes one.")],
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PROFILE",
+            autocompletion=_profiles,
+            help="Choose what the recipe leaves open for phone, jetson, raspberry-pi or x86.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where relative paths lead. (default: beside the recipe)")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder. (default: runs/NAME)")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe: train, prune, distil, quantize, convert, measure, judge, report.
+
+    Finished stages are reused; an interrupted one goes on from its last checkpoint.
+
+    The verdict is printed; 'edgewise gate' makes an exit code of it.
+    """
+    with guard(debug, kept=KEPT):
+        from edgewise.output import print_json
+        from edgewise.recipe_file import load_recipe
+        from edgewise.results import show_run
+
+        with _console(json) as console:
+            loaded = load_recipe(recipe, data=data, profile=profile)
+            for choice in loaded.choices:
+                console.line(choice)
+            folder = out or Path("runs") / loaded.recipe.name
+            from edgewise import pipeline
+
+            result = pipeline.run(loaded, folder, console)
+        if json:
+            print_json(result.summary())
+        else:
+            show_run(result)
+
+
+@app.command()
+def report(run: Run, json: Json = False, debug: Debug = False) -> None:
+    """Write the report of a finished run again: HTML, Markdown, JSON, JUnit."""
+    with guard(debug):
+        from edgewise import pipeline
+        from edgewise.output import print_json
+
+        with _console(json):
+            page = pipeline.report(run)
+        files = sorted(path for path in page.parent.iterdir() if path.is_file())
+        if json:
+            print_json({"report": str(page), "files": [str(path) for path in files]})
+        else:
+            for path in [page, *(path for path in files if path != page)]:
+                print(path)
+
+
+@app.command()
+def gate(
+    run: Run,
+    budget: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML budget. (default: the one in the run's recipe)")
+    ] = None,
+    json: Json = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the checks as JUnit XML, too.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Judge a finished run by a budget, and say it in the exit code.
+
+    0 pass, 1 fail, 2 usage or input, 3 invalid, 4 inconclusive, 5 no device.
+    """
+    with guard(debug):
+        from edgewise import pipeline
+        from edgewise.output import print_json
+        from edgewise.results import show_verdict
+
+        with _console(json):
+            verdict = pipeline.gate_run(run, budget)
+        if junit is not None:
+            write_junit(verdict, junit, run.resolve().name)
+        if json:
+            print_json(verdict.to_json())
+        else:
+            show_verdict(verdict.to_json())
+        raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files to measure: .onnx, .xml or .tflite.")],
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="X.npy", help="float32 (N, C, H, W). (default: random numbers)")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads a file may use.")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the raw measurements here.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure files side by side, each in its own runtime and fresh processes: latency, memory, load time, size."""
+    with guard(debug):
+        from edgewise.bench_files import measure_files, show, summary
+        from edgewise.output import print_json
+
+        with _console(json) as console:
+            console.stage("measure")
+            results = measure_files(files, inputs, threads, out, console.tick)
+            table = summary(results)
+        if json:
+            print_json(table)
+        else:
+            show(table)
+
+
+@app.command()
+def doctor(json: Json = False, debug: Debug = False) -> None:
+    """Say which runtimes work here, what this machine is like, and how to get what is missing."""
+    with guard(debug):
+        from edgewise import doctor as room
+        from edgewise.output import print_json, stdout_for_results
+
+        with stdout_for_results():
+            health = room.examine()
+        if json:
+            print_json(health.as_json())
+        else:
+            room.show(health)
+
+
+@app.command()
+def init(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=_families, help="cifar_resnet, mobilenet_v2, vit or factory (your own)."
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it. (default: MODEL.yaml)")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a commented recipe to start from; a file that exists is never touched."""
+    with guard(debug):
+        from edgewise.init import write_starter
+
+        path = write_starter(model, out or Path(f"{model}.yaml"))
+        print(path)
+        typer.echo(f"next: edgewise run {path}", err=True)
+
+
+def main() -> None:
+    """The ``edgewise`` command."""
+    # A terminal that can't show a character must not cost the result.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="edgewise")

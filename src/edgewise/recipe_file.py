@@ -1,0 +1,120 @@
+"""From a YAML file to a checked recipe: every mistake at once, each with its place and line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from edgewise import profiles
+from edgewise.bench.config import Budget
+from edgewise.errors import RecipeError
+from edgewise.recipe import Recipe
+from edgewise.recipe_words import did_you_mean, mistakes, sentence
+from edgewise.recipe_yaml import Document, Place, read_document
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe. Its paths are absolute; ``base`` is the folder that relative ones were looked up in;
+    ``choices`` says what the profile set or left alone, one line each; ``text`` is the file as it was read."""
+
+    recipe: Recipe
+    text: str
+    base: Path
+    choices: list[str]
+
+
+def load_recipe(path: Path, *, data: Path | None = None, profile: str | None = None) -> LoadedRecipe:
+    """Read and check a recipe, look its files up in ``data`` (else beside the recipe), then apply ``profile``.
+
+    Raises:
+        RecipeError: all mistakes together, each with its place and line; or an unknown profile.
+    """
+    if profile is not None:
+        profiles.get(profile)
+    document = read_document(path)
+    base = (data or path.parent).expanduser().resolve()
+    if data is not None and not base.is_dir():
+        raise RecipeError(f"expected a folder, got {base}", where="--data")
+    found = _missing_files(document, base)
+    recipe = _validate(Recipe, document, path, found)
+    recipe, choices = profiles.apply(_with_absolute_paths(recipe, base), profile)
+    return LoadedRecipe(recipe, document.text, base, choices)
+
+
+def load_budget(path: Path) -> Budget:
+    """Read and check a budget: its keys at the top of the file, or below ``budget:`` as in a recipe.
+
+    Raises:
+        RecipeError: all mistakes together, each with its place and line.
+    """
+    document = read_document(path)
+    below = document.data.get("budget")
+    if isinstance(below, dict):
+        lines = {place[1:]: line for place, line in document.lines.items() if place[0] == "budget"}
+        document = Document(below, lines, document.text)
+    return _validate(Budget, document, path, [])
+
+
+def _validate(model: type[Model], document: Document, path: Path, found: list[tuple[int, str]]) -> Model:
+    try:
+        # Strict, so that `epochs: true` is no 1; from JSON, so that lists may be tuples and text may be paths.
+        value = model.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        found = [*found, *mistakes(error, model, document)]
+    if found:
+        what = "a mistake" if len(found) == 1 else f"{len(found)} mistakes"
+        raise RecipeError("\n  ".join([what, *(text for _, text in sorted(found))]), where=str(path))
+    return value
+
+
+def _files(data: dict[str, Any]) -> list[tuple[Place, str, bool]]:
+    """(place, path as written, whether it is a folder) of every file a recipe names, also in a recipe with mistakes."""
+    task = data.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else None
+    places: list[tuple[Place, bool]] = [(("teacher", "weights"), False), (("student", "weights"), False)]
+    if kind in {"npz", "image_folder"}:
+        places.append((("task", "path"), kind == "image_folder"))
+    found = []
+    for place, is_folder in places:
+        parent = data.get(str(place[0]))
+        written = parent.get(str(place[1])) if isinstance(parent, dict) else None
+        if isinstance(written, str):
+            found.append((place, written, is_folder))
+    return found
+
+
+def _missing_files(document: Document, base: Path) -> list[tuple[int, str]]:
+    found = []
+    for place, written, is_folder in _files(document.data):
+        path = _absolute(Path(written), base)
+        wanted = "a folder" if is_folder else "a file"
+        if path.is_dir() if is_folder else path.is_file():
+            continue
+        if path.exists():
+            text = f"expected {wanted}, got {'a file' if is_folder else 'a folder'}: {path}"
+        else:
+            names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            text = f"expected {wanted}, got nothing at {path}{did_you_mean(path.name, names)}"
+        found.append(sentence(place, document, text))
+    return found
+
+
+def _absolute(path: Path, base: Path) -> Path:
+    return base / path.expanduser()
+
+
+def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
+    changes: dict[str, BaseModel] = {}
+    for field, name in (("task", "path"), ("teacher", "weights"), ("student", "weights")):
+        part = getattr(recipe, field)
+        path = getattr(part, name, None)
+        if path is not None:
+            changes[field] = part.model_copy(update={name: _absolute(path, base)})
+    return recipe.model_copy(update=changes)

@@ -1,0 +1,159 @@
+"""What pydantic found wrong, in plain words: place, line, what was expected, what came, and the name that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from edgewise.models.config import IMPORT_PATH
+from edgewise.recipe_yaml import Document, Place, dotted
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Schema = dict[str, Any]
+
+_PATTERNS = {IMPORT_PATH: "package.module:name", "^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, '.', '_' and '-'"}
+_TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """``": did you mean 'temperature'?"``, or nothing where no known name is near."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(str(given).lower().replace("-", "_"), names, n=1, cutoff=0.6)
+    near = near or get_close_matches(str(given).lower(), names, n=1, cutoff=0.6)
+    return f": did you mean {names[near[0]]!r}?" if near else ""
+
+
+def mistakes(error: ValidationError, model: type[BaseModel], document: Document) -> list[tuple[int, str]]:
+    """(line, sentence) of every mistake pydantic found; line 0 where the place is not in the file."""
+    schema = model.model_json_schema()
+    return [_mistake(detail, schema, document) for detail in error.errors(include_url=False)]
+
+
+def sentence(place: Place, document: Document, text: str) -> tuple[int, str]:
+    """(line, ``place (line n): text``)."""
+    line = _line(place, document)
+    return line, f"{dotted(place)} (line {line}): {text}" if line else f"{dotted(place)}: {text}"
+
+
+def _mistake(detail: ErrorDetails, root: Schema, document: Document) -> tuple[int, str]:
+    place, schema, parent = _walk(detail["loc"], root)
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return sentence(place, document, _unknown_key(str(place[-1]), parent, root))
+    if kind == "value_error":
+        place, text = _own_words(place, str(detail["ctx"]["error"]), document)
+        return sentence(place, document, text)
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        place, schema = (*place, "kind"), {"enum": list(schema["discriminator"]["mapping"])}
+    got = _at(place, document)
+    hint = did_you_mean(got, map(str, schema["enum"])) if "enum" in schema and isinstance(got, str) else ""
+    if schema.get("type") == "string" and isinstance(got, int | float):
+        hint = ": put it in quotes"
+    if isinstance(got, str) and got in schema.get("discriminator", {}).get("mapping", {}):
+        hint = f": write {{kind: {got}}}"
+    return sentence(place, document, f"expected {expected(schema, root)}, got {_shown(got)}{hint}")
+
+
+def expected(schema: Schema, root: Schema) -> str:
+    """What a place takes, in words, from its JSON schema."""
+    if "discriminator" in schema:
+        return f"a mapping with kind: {', '.join(schema['discriminator']['mapping'])}"
+    if "const" in schema:
+        return repr(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    kind = schema.get("type")
+    if kind == "array":
+        some = "a list with one or more of" if schema.get("minItems") else "a list of"
+        return f"{some}: {expected(_plain(schema.get('items', {}), root), root)}"
+    if kind == "object":
+        names = ", ".join(schema.get("properties", {}))
+        return f"a mapping of {names}" if names else "a mapping"
+    if schema.get("format") == "path":
+        return "a path"
+    if schema.get("pattern") in _PATTERNS:
+        return f"text made like {_PATTERNS[schema['pattern']]}"
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
+    return " ".join([_TYPES.get(str(kind), "a value"), " and ".join(bounds)]).strip()
+
+
+def _unknown_key(key: str, parent: Schema, root: Schema) -> str:
+    known = list(parent.get("properties", {}))
+    near = did_you_mean(key, known)
+    if near:
+        return f"unknown key {key!r}{near}"
+    for name in known:  # a right key, one level too high
+        if key in _plain(parent["properties"][name], root).get("properties", {}):
+            return f"unknown key {key!r}: did you mean '{name}.{key}'?"
+    return f"unknown key {key!r}: expected one of {', '.join(known)}"
+
+
+def _own_words(place: Place, text: str, document: Document) -> tuple[Place, str]:
+    """A validator's ``"deploy.targets: …"`` names the place itself, from where the validator stands."""
+    head, colon, rest = text.partition(": ")
+    named = (*place, *head.split("."))
+    if colon and " " not in head and named[: len(place) + 1] in document.lines:
+        return named, rest
+    return place, text
+
+
+def _walk(loc: Place, root: Schema) -> tuple[Place, Schema, Schema]:
+    """The YAML place of pydantic's ``loc`` (which names a union's member on the way), its schema, its parent's."""
+    place: Place = ()
+    schema = parent = _plain(root, root)
+    for part in loc:
+        if "discriminator" in schema:  # the part is the member's kind, not a key
+            schema = _plain({"$ref": schema["discriminator"]["mapping"][part]}, root)
+            continue
+        parent, place = schema, (*place, part)
+        child = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {}).get(part, {})
+        schema = _plain(child, root)
+    return place, schema, parent
+
+
+def _plain(schema: Schema, root: Schema) -> Schema:
+    """Follow ``$ref`` and look through "or null"."""
+    if "$ref" in schema:
+        return _plain(root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], root)
+    options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
+    return _plain(options[0], root) if len(options) == 1 else schema
+
+
+def _line(place: Place, document: Document) -> int:
+    """The line of a place, or of the nearest place around it."""
+    while place and place not in document.lines:
+        place = place[:-1]
+    return document.lines.get(place, 0)
+
+
+class _Absent:
+    """What stands at a place that isn't in the file."""
+
+
+def _at(place: Place, document: Document) -> object:
+    value: Any = document.data
+    for part in place:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return _Absent
+    return value
+
+
+def _shown(value: object) -> str:
+    if value is _Absent or value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,214 @@
+"""The loop: same seed same weights, resuming changes nothing, two processes equal one with twice the batch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgewise.compress.config import AdamW, Distill, Fit, Sgd
+from edgewise.compress.distill import distill
+from edgewise.compress.losses import KD, AttentionTransfer
+from edgewise.compress.train import Epoch, evaluate, fit, labels_only, lr_factor, order
+from edgewise.errors import ArtifactError, DataError, ModelError
+from edgewise.models.tasks.config import Augment
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Three classes of noisy 1x8x8 patterns."""
+
+    targets: np.ndarray
+    images: np.ndarray
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(f"blob-{i}" for i in range(len(self.targets)))
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        return self.images[index]
+
+
+def blobs(samples: int = 96) -> Blobs:
+    random = np.random.default_rng(0)
+    patterns = random.normal(size=(3, 1, 8, 8))
+    targets = random.integers(0, 3, samples)
+    images = patterns[targets] + random.normal(size=(samples, 1, 8, 8))
+    return Blobs(targets.astype(np.int64), images.astype(np.float32))
+
+
+def net(seed: int = 0, width: int = 4) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(64 * width, 3)
+    )
+
+
+def train(model: nn.Module, config: Fit, checkpoint: Path | None = None, stop_at: int | None = None) -> list[Epoch]:
+    def tick(done: int, total: int, note: str) -> None:
+        if stop_at is not None and done == stop_at:
+            raise KeyboardInterrupt
+
+    augment = Augment(crop=1, flip=True)
+    return fit(model, blobs(), labels_only(0.0), config, seed=3, augment=augment, checkpoint=checkpoint, tick=tick)
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+OPTIMIZERS = [Sgd(lr=0.05), AdamW(lr=0.01)]
+
+
+def test_learns_and_reports_each_epoch() -> None:
+    model = net()
+    history = train(model, Fit(epochs=15, batch_size=32, optimizer=Sgd(lr=0.05)))
+    assert [epoch.epoch for epoch in history] == list(range(1, 16))
+    assert history[-1].loss < 0.5 * history[0].loss
+    assert (evaluate(model, blobs(), batch_size=40).argmax(1) == blobs().targets).mean() > 0.8
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.kind)
+@pytest.mark.parametrize("stop_at", [1, 4, 6, 8])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, optimizer: Sgd | AdamW, stop_at: int) -> None:
+    config = Fit(epochs=3, batch_size=32, optimizer=optimizer, warmup_epochs=0.5, clip_norm=1.0, checkpoint_every=2)
+    whole = net()
+    expected = train(whole, config)
+    file = tmp_path / "work" / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(net(), config, file, stop_at)
+    resumed = net(seed=99)  # other weights: all must come from the checkpoint, or from the start
+    if not file.exists():
+        resumed = net()
+    history = train(resumed, config, file)
+    assert same(weights(resumed), weights(whole))
+    assert history == expected
+
+
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    config = Fit(epochs=2, batch_size=32)
+    with pytest.raises(KeyboardInterrupt):
+        train(net(), config, file, stop_at=4)
+    with pytest.raises(ArtifactError, match="not a checkpoint of this training run"):
+        train(net(width=5), config, file)
+    file.write_bytes(b"garbage")
+    with pytest.raises(ArtifactError, match="not a checkpoint"):
+        train(net(), config, file)
+
+
+def test_a_loss_that_explodes_is_told_with_the_mend() -> None:
+    with pytest.raises(ModelError, match=r"no longer finite.*\n.*lower optimizer.lr"):
+        train(net(), Fit(epochs=5, batch_size=32, optimizer=Sgd(lr=1e30)))
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(DataError, match="at least one batch of 1000 training samples, got 96"):
+        train(net(), Fit(batch_size=1000))
+
+
+def test_learning_rate_follows_the_formula() -> None:
+    factors = [lr_factor(step, 100, 10, "cosine") for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert lr_factor(70, 100, 10, "constant") == 1.0
+
+
+def test_every_sample_is_visited_once_an_epoch_in_another_order() -> None:
+    assert sorted(order(50, 1, 0)) == list(range(50))
+    assert list(order(50, 1, 0)) != list(order(50, 1, 1))
+    assert list(order(50, 1, 0)) == list(order(50, 1, 0))
+
+
+def test_mixed_precision_stays_close_to_float32() -> None:
+    plain = train(net(), Fit(epochs=2, batch_size=32, optimizer=Sgd(lr=0.02)))
+    mixed = train(net(), Fit(epochs=2, batch_size=32, optimizer=Sgd(lr=0.02), precision="bf16-mixed"))
+    assert mixed[-1].loss == pytest.approx(plain[-1].loss, rel=0.05)
+    assert mixed[-1].loss != plain[-1].loss
+
+
+def test_distillation_leaves_the_teacher_alone_and_follows_it() -> None:
+    teacher, student = net(seed=1, width=8), net(seed=2)
+    train(teacher, Fit(epochs=4, batch_size=32, optimizer=Sgd(lr=0.05)))
+    before = weights(teacher)
+    teacher.train()  # distill must not trust the caller's mode: BatchNorm would drift
+    losses = (KD(weight=1.0, temperature=2.0), AttentionTransfer(kind="attention_transfer", weight=10.0, layers=("2",)))
+    config = Distill(kind="distill", fit=Fit(epochs=12, batch_size=32, optimizer=Sgd(lr=0.05)), losses=losses)
+    history = distill(student, teacher, blobs(), config, seed=0)
+    assert same(weights(teacher), before)
+    assert set(history[0].terms) == {"kd", "1.attention_transfer", "cross_entropy"}
+    assert history[-1].terms["kd"] < 0.5 * history[0].terms["kd"]
+    agree = (evaluate(student, blobs()).argmax(1) == evaluate(teacher, blobs()).argmax(1)).mean()
+    assert agree > 0.9
+
+
+def test_distillation_mistakes_are_named() -> None:
+    model = net()
+    config = Distill(kind="distill", fit=Fit(batch_size=32))
+    with pytest.raises(ModelError, match="teacher itself"):
+        distill(model, model, blobs(), config, seed=0)
+    lost = config.model_copy(update={"losses": (AttentionTransfer(kind="attention_transfer", layers=("layr1",)),)})
+    with pytest.raises(ModelError, match="no layer 'layr1'"):
+        distill(model, net(), blobs(), lost, seed=0)
+    idle = config.model_copy(update={"losses": (), "cross_entropy": 0.0})
+    with pytest.raises(ModelError, match="nothing to learn from"):
+        distill(model, net(), blobs(), idle, seed=0)
+
+
+RUN = """
+    import json, sys
+    import numpy as np, torch
+    torch.set_num_threads(1)
+    from torch import nn
+    from edgewise.compress.config import Fit, Sgd
+    from edgewise.compress.train import fit, labels_only
+    from edgewise.models.tasks.config import Augment
+
+    class Noise:
+        targets = np.arange(64) % 4
+        ids = tuple(map(str, range(64)))
+        images = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
+        def read(self, index):
+            return self.images[index]
+
+    torch.manual_seed(5)
+    # LayerNorm, not BatchNorm: statistics over half a batch are not those over the whole.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 4))
+    config = Fit(epochs=5, batch_size=16, optimizer=Sgd(lr=0.1), clip_norm=0.5, warmup_epochs=1)
+    history = fit(model, Noise(), labels_only(0.1), config, seed=1, augment=Augment(crop=1, flip=True))
+    import os
+    if os.environ.get("RANK", "0") == "0":
+        with open(sys.argv[1], "w") as file:
+            json.dump([e.loss for e in history] + [float(p.sum()) for p in model.parameters()], file)
+"""
+
+
+def test_two_processes_follow_the_curve_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(RUN))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    subprocess.run([sys.executable, script, one], check=True, env=environment, timeout=120)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    subprocess.run([*launcher, script, two], check=True, env=environment, timeout=240)
+    np.testing.assert_allclose(json.loads(two.read_text()), json.loads(one.read_text()), rtol=2e-5, atol=1e-6)
