@@ -2,6 +2,10 @@
 
 Times come as ``launches``: a list of launches, each a list of blocks, each an array of samples in ns. Samples within a
 block hang together, and so do blocks within a process; so intervals resample launches and whole blocks, never samples.
+
+An interval can't be the quantiles of the draws: three launches are too few to draw from. So the
+bootstrap gives two variances, of drawing launches and of drawing blocks within them; their sum goes with the t
+distribution whose degrees of freedom follow from both (Satterthwaite 1946, Biometrics 2:110). It errs to the wide side.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from numpy.typing import NDArray
 Samples = NDArray[np.float64]
 Launches = Sequence[Sequence[Samples]]
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 TAIL_CONFIDENCE = 0.99
 GRID = 2048
 
@@ -76,17 +80,21 @@ def bootstrap_percentiles(
     blocks = [block for launch in launches for block in launch]
     counts = np.stack([np.searchsorted(np.sort(block), grid, side="right") for block in blocks]).astype(np.float64)
     sizes = np.array([len(block) for block in blocks], dtype=np.float64)
-    weights = _resampled(launches, seed)
-    cumulative, totals = weights @ counts, weights @ sizes
+    draws = _draws([len(launch) for launch in launches], seed)
     found: list[Interval | None] = []
     for q in quantiles:
         value = percentile(pooled, q)
         if value is None:
             found.append(None)
             continue
-        # The first grid value up to which at least q of a resample lies; the epsilon undoes float rounding.
-        place = (cumulative < (q * totals - 1e-9)[:, None]).sum(axis=1)
-        found.append(_percentile_interval(value, grid[np.minimum(place, len(grid) - 1)], confidence))
+
+        def drawn(weights: Samples, q: float = q) -> Samples:
+            # The first grid value up to which at least q of a resample lies; the epsilon undoes float rounding.
+            place = (weights @ counts < (q * (weights @ sizes) - 1e-9)[:, None]).sum(axis=1)
+            values: Samples = grid[np.minimum(place, len(grid) - 1)]
+            return values
+
+        found.append(_interval(value, drawn, draws, confidence))
     return found
 
 
@@ -96,8 +104,10 @@ def bootstrap_rate(
     """Sum of ``counts`` over sum of ``seconds``, both per launch and block: queries a second, with its interval."""
     top = np.array([value for launch in counts for value in launch])
     bottom = np.array([value for launch in seconds for value in launch])
-    weights = _resampled([[np.empty(0)] * len(launch) for launch in counts], seed)
-    return _percentile_interval(float(top.sum() / bottom.sum()), (weights @ top) / (weights @ bottom), confidence)
+    draws = _draws([len(launch) for launch in counts], seed)
+    return _interval(
+        float(top.sum() / bottom.sum()), lambda weights: (weights @ top) / (weights @ bottom), draws, confidence
+    )
 
 
 def paired_ratio(
@@ -116,12 +126,14 @@ def paired_ratio(
     if not pairs:
         return None
     flat = np.concatenate(pairs)
-    weights = _resampled([[np.empty(0)] * len(logs) for logs in pairs], seed)
     order = np.argsort(flat)
-    value = _trimmed(flat[order][None], np.ones((1, len(flat))))[0]
-    draws = _trimmed(flat[order][None], weights[:, order])
-    found = _percentile_interval(float(value), draws, confidence)
-    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high))
+    draws = _draws([len(logs) for logs in pairs], seed)
+
+    def drawn(weights: Samples) -> Samples:
+        ratios: Samples = np.exp(_trimmed(flat[order][None], weights[:, order]))
+        return ratios
+
+    return _interval(float(drawn(np.ones((1, len(flat))))[0]), drawn, draws, confidence)
 
 
 def wilson(successes: float, n: int, *, confidence: float = 0.95) -> Interval:
@@ -230,26 +242,49 @@ def _grid(pooled: Samples, quantiles: Sequence[float]) -> Samples:
     return grid
 
 
-def _resampled(launches: Sequence[Sequence[object]], seed: int) -> Samples:
-    """How often each block counts in each resample, (RESAMPLES, blocks): launches drawn first, then their blocks.
+@dataclass(frozen=True)
+class _Draws:
+    """How often each block counts, (RESAMPLES, blocks): drawing whole launches, and drawing blocks within each launch.
 
-    One launch fewer is drawn than there are: with few launches, a plain bootstrap is too sure of itself by a factor
-    sqrt(1 - 1/launches), and this makes up for it (Rao and Wu 1988, JASA 83:231). With a lone launch,
-    so it goes for blocks.
+    One fewer is drawn than there are: with few, a plain bootstrap's variance is too small by 1 - 1/n, and this makes up
+    for it (Rao and Wu 1988, JASA 83:231).
     """
+
+    launches: Samples
+    blocks: Samples
+    launch_freedom: int
+    block_freedom: int
+
+
+def _draws(sizes: Sequence[int], seed: int) -> _Draws:
     random = np.random.default_rng(seed)
-    sizes = [len(launch) for launch in launches]
     starts = np.cumsum([0, *sizes[:-1]])
-    weights = np.zeros((RESAMPLES, sum(sizes)))
+    owner = np.repeat(np.arange(len(sizes)), sizes)
     rows = np.arange(RESAMPLES)
-    lone = len(sizes) == 1
+    times = np.zeros((RESAMPLES, len(sizes)))
     for _ in range(max(1, len(sizes) - 1)):
-        drawn = random.integers(0, len(sizes), RESAMPLES)
-        for launch, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-            chosen = rows[drawn == launch]
-            for _ in range(max(1, size - lone)):
-                np.add.at(weights, (chosen, start + random.integers(0, size, len(chosen))), 1)
-    return weights
+        np.add.at(times, (rows, random.integers(0, len(sizes), RESAMPLES)), 1)
+    within = np.zeros((RESAMPLES, len(owner)))
+    for start, size in zip(starts, sizes, strict=True):
+        drawn = max(1, size - 1)
+        for _ in range(drawn):
+            # Each launch keeps its weight, however many of its blocks are drawn.
+            np.add.at(within, (rows, start + random.integers(0, size, RESAMPLES)), size / drawn)
+    return _Draws(times[:, owner], within, len(sizes) - 1, len(owner) - len(sizes))
+
+
+def _interval(value: float, drawn: Callable[[Samples], Samples], draws: _Draws, confidence: float) -> Interval:
+    """The interval of a positive ``value`` on the log scale; ``drawn`` gives it for each row of weights."""
+    from scipy.special import stdtrit
+
+    between = float(np.var(np.log(drawn(draws.launches)))) if draws.launch_freedom else 0.0
+    within = float(np.var(np.log(drawn(draws.blocks)))) if draws.block_freedom else 0.0
+    variance = between + within
+    if variance == 0:
+        return Interval(value, value, value)
+    spread = between**2 / max(1, draws.launch_freedom) + within**2 / max(1, draws.block_freedom)
+    half = float(stdtrit(variance**2 / spread, (1 + confidence) / 2)) * math.sqrt(variance)
+    return Interval(value, value * math.exp(-half), value * math.exp(half))
 
 
 def _trimmed(values: Samples, weights: Samples, cut: float = 0.1) -> Samples:

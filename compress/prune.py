@@ -14,6 +14,7 @@ ours:
 from __future__ import annotations
 
 import copy
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +54,13 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers whose channels leave together, with one score a channel of the first."""
+    """Layers whose channels leave together. ``scores`` has one value a channel of the first; ``reach`` says how many
+    places on each side of each layer one such channel takes."""
 
-    root: str
     writers: tuple[str, ...]
     scores: Tensor
     cuts: Callable[[Sequence[int]], list[_Cut]]
+    reach: dict[tuple[str, str], int]
 
     @property
     def size(self) -> int:
@@ -94,12 +96,16 @@ def prune(model: nn.Module, config: Prune, input_shape: tuple[int, ...], *, roun
     steps = sorted(
         (step for i, group in enumerate(groups) for step in _steps(i, group, config, round_to)), key=lambda s: s.key
     )
-    chosen, after = _search(model, groups, steps, input_shape, config.macs_ratio * before.macs)
-    if after.macs > config.macs_ratio * before.macs:
-        raise _out_of_reach(config, round_to, before, after, groups, skipped)
-    cuts = _merge(_chosen(groups, chosen))
-    _check(model, cuts, input_shape, seed)
+    target = config.macs_ratio * before.macs
     counts = survey(model)
+    chosen = _search(steps, lambda some: _macs(before, counts, groups, some), target)
+    cuts = _cuts(groups, chosen)
+    smaller = copy.deepcopy(model)
+    _remove(smaller, cuts)
+    after = count(smaller, input_shape)
+    if after.macs > target:
+        raise _out_of_reach(config, round_to, before, after, groups, skipped)
+    _check(model, cuts, input_shape, seed)
     _remove(model, cuts)
     return Pruned(
         plan=difference(counts, model),
@@ -132,17 +138,14 @@ def _groups(
             skipped[name] = "not reached when the model was traced"
             continue
         try:
-            group, reason = _group(graph, module, names, config, generator)
+            writers, found = _group(graph, module, names, config, generator)
         except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            group, reason = (
-                _Group(name, (name,), torch.empty(0), lambda _: []),
-                f"torch-pruning can't follow it: {error}",
-            )
-        seen.update(group.writers)
-        if reason:
-            skipped.update(dict.fromkeys(group.writers, reason))
+            writers, found = (name,), f"torch-pruning can't follow its channels ({error})"
+        seen.update(writers)
+        if isinstance(found, str):
+            skipped.update(dict.fromkeys(writers, found))
         else:
-            candidates.append(group)
+            candidates.append(found)
     return _sound(model, candidates, input_shape, seed, skipped), skipped
 
 
@@ -164,8 +167,8 @@ def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
 
 def _group(
     graph: Any, root: nn.Module, names: dict[nn.Module, str], config: Prune, generator: torch.Generator
-) -> tuple[_Group, str]:
-    """The group of ``root``'s output channels and, where it can't be pruned by its structure, the reason."""
+) -> tuple[tuple[str, ...], _Group | str]:
+    """The layers that write the same channels as ``root``, and their group or the reason why there is none."""
     function = graph.get_pruner_of_module(root).prune_out_channels
     size = channels(root)["out"]
 
@@ -179,31 +182,35 @@ def _group(
         return found
 
     items = graph.get_pruning_group(root, function, list(range(size)))
-    writers = {
+    found = {
         names[item.dep.target.module]: None
         for item in items
         if isinstance(item.dep.target.module, (nn.modules.conv._ConvNd, nn.Linear))
         and graph.is_out_channel_pruning_fn(item.dep.handler)
     }
-    empty = _Group(names[root], tuple(writers), torch.empty(0), cuts)
+    writers = tuple(found)
     if reason := _structural_reason(graph, items, names, root):
-        return empty, reason
+        return writers, reason
     if size == 1:
-        return empty, "it has one channel"
+        return writers, "it has one channel"
     half = torch.randperm(size, generator=generator)[: size // 2].tolist()
     if any(cut.index != tuple(sorted(half)) for cut in cuts(half) if cut.name == names[root] and cut.side == "out"):
-        return empty, "its channels are tied to each other"
+        return writers, "its channels are tied to each other"
     scores = _scores(items, size, config, generator)
     if scores is None or len(scores) != size or not torch.isfinite(scores).all():
-        return empty, "its channels could not be scored"
-    return _Group(names[root], tuple(writers), scores, cuts), ""
+        return writers, "its channels can't be scored: are its weights finite?"
+    reach = {(cut.name, cut.side): len(cut.index) // size for cut in _merge([cuts(range(size))])}
+    return writers, _Group(writers, scores, cuts, reach)
 
 
 def _structural_reason(graph: Any, items: Iterable[Any], names: dict[nn.Module, str], root: nn.Module) -> str:
+    uses = Counter(id(p) for _, p in graph.model.named_parameters(remove_duplicate=False))
     for item in items:
         node, module = item.dep.target, item.dep.target.module
         if module in names:
             kind, name = type(module).__name__, names[module]
+            if any(uses[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
+                return f"{kind} {name!r} shares its weights with another layer"
             if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
                 return f"{kind} {name!r} takes its statistics over these channels"
             if isinstance(module, nn.modules.conv._ConvNd) and module.groups not in (1, module.in_channels):
@@ -393,46 +400,58 @@ def _steps(number: int, group: _Group, config: Prune, round_to: int) -> list[_St
     return steps
 
 
-def _chosen(groups: list[_Group], steps: Sequence[_Step]) -> list[list[_Cut]]:
-    keep = {step.group: min(s.keep for s in steps if s.group == step.group) for step in steps}
+def _kept(groups: list[_Group], steps: Iterable[_Step]) -> list[int]:
+    """Channels left in each group after these steps."""
+    kept = [group.size for group in groups]
+    for step in steps:
+        kept[step.group] = min(kept[step.group], step.keep)
+    return kept
+
+
+def _cuts(groups: list[_Group], steps: Iterable[_Step]) -> list[_Cut]:
     found = []
-    for number, size in sorted(keep.items()):
-        group = groups[number]
-        order = torch.argsort(group.scores, stable=True)
-        found.append(group.cuts(sorted(order[: group.size - size].tolist())))
-    return found
+    for group, size in zip(groups, _kept(groups, steps), strict=True):
+        if size < group.size:
+            order = torch.argsort(group.scores, stable=True)
+            found.append(group.cuts(sorted(order[: group.size - size].tolist())))
+    return _merge(found)
 
 
-def _search(
-    model: nn.Module, groups: list[_Group], steps: list[_Step], input_shape: tuple[int, ...], target: float
-) -> tuple[list[_Step], Cost]:
+def _macs(before: Cost, counts: dict[str, dict[str, int]], groups: list[_Group], steps: Iterable[_Step]) -> int:
+    """The MACs after these steps, without doing them: a layer's are in proportion to its inputs times its outputs."""
+    gone: dict[tuple[str, str], int] = defaultdict(int)
+    for group, size in zip(groups, _kept(groups, steps), strict=True):
+        for place, reach in group.reach.items():
+            gone[place] += (group.size - size) * reach
+    total = 0
+    for name, layer in before.layers.items():
+        old = counts.get(name)
+        if old is None or "in" not in old:
+            total += layer.macs
+        elif old.get("groups", 1) > 1:  # depthwise: each channel on its own
+            total += layer.macs * (old["out"] - gone[name, "out"]) // old["out"]
+        else:
+            left = (old["out"] - gone[name, "out"]) * (old["in"] - gone[name, "in"])
+            total += layer.macs * left // (old["out"] * old["in"])
+    return total
+
+
+def _search(steps: list[_Step], macs: Callable[[list[_Step]], int], target: float) -> list[_Step]:
     """The shortest beginning of ``steps`` that brings the MACs to ``target`` or below, less the steps that turn out
     not to be needed, the most important first. All steps, if they don't reach it."""
-
-    def cost(chosen: list[_Step]) -> Cost:
-        smaller = copy.deepcopy(model)
-        _remove(smaller, _merge(_chosen(groups, chosen)))
-        return count(smaller, input_shape)
-
     low, high = 0, len(steps)
-    best = cost(steps)
-    if best.macs > target:
-        return steps, best
+    if macs(steps) > target:
+        return steps
     while high - low > 1:
         middle = (low + high) // 2
-        trial = cost(steps[:middle])
-        if trial.macs <= target:
-            high, best = middle, trial
-        else:
-            low = middle
+        low, high = (low, middle) if macs(steps[:middle]) <= target else (middle, high)
     chosen = steps[:high]
     last = {step.group: step for step in chosen}  # only a group's last step can be taken back
     for step in sorted(last.values(), key=lambda s: s.key, reverse=True):
         fewer = [other for other in chosen if other is not step]
-        trial = cost(fewer)
-        if trial.macs <= target:
-            chosen, best = fewer, trial
-    return chosen, best
+        if macs(fewer) <= target:
+            chosen = fewer
+    return chosen
 
 
 def _out_of_reach(

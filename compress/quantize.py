@@ -6,6 +6,7 @@ activations in float. NNCF keeps its quantizers outside the module tree, as hook
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgewise.compress import fake_quantize
 from edgewise.compress.fold import fold_batchnorm
 from edgewise.errors import ArtifactError, ModelError
 
@@ -41,11 +43,12 @@ class Whole(nn.Module):
 
 
 def _nncf() -> ModuleType:
-    """NNCF without its log, its bars and its usage telemetry (which is on unless declined, and calls home)."""
+    """NNCF without its log, its compiled extensions, and its usage telemetry (on unless declined, and it calls home)."""
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    fake_quantize.install()
     return nncf
 
 
@@ -95,8 +98,6 @@ def insert_quantizers(model: nn.Module, calibration: np.ndarray) -> nn.Module:
 
     if is_wrapped(model):
         raise ModelError("the model is quantized already", where="quantize", hint="give the float model")
-    import copy
-
     model = copy.deepcopy(model).eval()
     fold_batchnorm(model, calibration.shape[1:])
     transformer = is_transformer(model)

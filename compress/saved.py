@@ -129,7 +129,7 @@ def _edited(model: nn.Module, description: Description, folder: Path) -> nn.Modu
                 from edgewise.compress.quantize import restore_quantizers  # NNCF takes seconds to import
 
                 model = restore_quantizers(model, edit.nncf, description.input_shape)
-        except ModelError as error:
+        except (ArtifactError, ModelError) as error:
             raise ArtifactError(
                 f"the saved {edit.kind} edit doesn't fit the model: {error.message}",
                 where=str(folder / ARCHITECTURE),

@@ -180,9 +180,9 @@ def _to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
     return program.model_proto
 
 
-def _finish(model: ModelProto) -> None:
+def _finish(model: ModelProto, half: bool) -> None:
     drop_dead(model.graph)
-    rename(model)
+    rename(model, prefix="net." if half else "")
     sort_nodes(model.graph)
     strip(model)
 
@@ -293,10 +293,10 @@ def export_float(model: nn.Module, input_shape: tuple[int, ...], path: Path, *, 
         raise ModelError("expected a float model, got a quantized one", where="export", hint="use export_qdq")
     reference = copy.deepcopy(model).cpu().eval()
     fold_batchnorm(reference, input_shape)
-    graph = _to_onnx(Half(copy.deepcopy(reference)) if half else reference, input_shape)
+    graph = _to_onnx(Half(copy.deepcopy(reference)).eval() if half else reference, input_shape)
     rewrites.merge_slices(graph.graph)
     rewrites.global_average_pool(graph.graph)
-    _finish(graph)
+    _finish(graph, half)
     _check_structure(graph)
     _check_numbers(graph, reference, input_shape, MIN_SQNR_HALF if half else MIN_SQNR_FLOAT, plain=False)
     path.write_bytes(to_bytes(graph))
@@ -320,7 +320,7 @@ def export_qdq(
     """
     reference = _with_pairs(model, signed, half)
     count = len(quantizers(reference))
-    graph = _to_onnx(Half(copy.deepcopy(reference)) if half else reference, input_shape)
+    graph = _to_onnx(Half(copy.deepcopy(reference)).eval() if half else reference, input_shape)
     folded = rewrites.fold_weights(graph.graph)
     _check_quantized(graph, count, folded)
     rewrites.fold_weight_transposes(graph.graph)
@@ -330,7 +330,8 @@ def export_qdq(
         rewrites.requantize_moved(graph.graph)
     else:
         rewrites.sink_dequantize(graph.graph)
-    _finish(graph)
+        rewrites.integer_gemm_bias(graph.graph)
+    _finish(graph, half)
     _check_structure(graph)
     if signed:
         _raise(trt_contract.check(graph), "TensorRT")

@@ -122,12 +122,15 @@ HOOKS = "__nncf_hooks."
 
 
 def hook_place(name: str) -> str:
-    """NNCF's name of a hook, as a place: ``__nncf_hooks.post_hooks.net/3/relu/0__0.0`` is ``net.3.relu.0.0``."""
-    found = re.fullmatch(r"__nncf_hooks\.(?:pre|post)_hooks\.(.+)__(\d+)\.\d+(.*)", name)
-    return f"{found[1]}.{found[2]}{found[3]}".replace("/", ".").replace(":", ".") if found else name
+    """NNCF's name of a hook, as a place: ``__nncf_hooks.post_hooks.net/3/relu/0__0.0`` is ``net.3.relu.0.out0``."""
+    found = re.fullmatch(r".*?__nncf_hooks\.(pre|post)_hooks\.(.+)__(\d+)\.\d+(.*)", name)
+    if not found:
+        return name
+    side = "in" if found[1] == "pre" else "out"
+    return f"{found[2]}.{side}{found[3]}{found[4]}".replace("/", ".").replace(":", ".")
 
 
-def _scope(node: NodeProto) -> str:
+def _scope(node: NodeProto, prefix: str) -> str:
     """A node's place in the torch model, as the exporter noted it: ``blocks.0.conv1``, or ``blocks.0.relu_1``."""
     notes = {item.key: item.value for item in node.metadata_props}
     try:
@@ -135,9 +138,10 @@ def _scope(node: NodeProto) -> str:
     except (KeyError, ValueError):
         return ""
     module, call = (["", *scopes])[-2:]
+    module = module.removeprefix(prefix)
     if module.startswith(HOOKS):
         return hook_place(module)
-    if module.startswith("_empty"):
+    if module.startswith("_empty") or module == prefix.rstrip("."):
         return str(call)
     return module if re.sub(r"_\d+$", "", call) in LAYER_CALLS else f"{module}.{call}".strip(".")
 
@@ -146,22 +150,22 @@ def _scope(node: NodeProto) -> str:
 LAYER_CALLS = ("conv1d", "conv2d", "conv3d", "linear", "layer_norm", "relu", "gelu", "hardtanh", "batch_norm")
 
 
-def rename(model: ModelProto) -> None:
+def rename(model: ModelProto, prefix: str = "") -> None:
     """Name nodes and tensors after the torch modules they come from, so that an error names a layer one knows.
 
-    Each node's first output has the node's name; inputs, outputs and parameters keep theirs.
+    Each node's first output has the node's name; inputs, outputs and parameters keep theirs. ``prefix`` is the name of
+    a module around the model that no one needs to read.
     """
     graph = model.graph
     for tensor in graph.initializer:
-        if tensor.name.startswith(HOOKS):
-            old, tensor.name = tensor.name, hook_place(tensor.name)
-            rewire(graph, old, tensor.name)
+        old, tensor.name = tensor.name, hook_place(tensor.name.removeprefix(prefix))
+        rewire(graph, old, tensor.name)
     fixed = {item.name for item in (*graph.input, *graph.output)}
     taken: Counter[str] = Counter(fixed)
     taken.update(tensor.name for tensor in graph.initializer)
     new_names: dict[str, str] = {}
     for node in graph.node:
-        base = _scope(node) or node.name or node.op_type
+        base = _scope(node, prefix) or node.name or node.op_type
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             base += ".q" if node.op_type == "QuantizeLinear" else ".dq"
         taken[base] += 1

@@ -104,12 +104,12 @@ def global_average_pool(graph: GraphProto) -> None:
         del node.attribute[:]
 
 
-MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather")
+MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "MaxPool")
 
 
 def _moves(graph: GraphProto, node: NodeProto) -> bool:
-    """Whether ``node`` only moves values about, or adds zeros."""
-    if node.op_type not in MOVERS:
+    """Whether ``node`` only picks and moves values, or adds zeros."""
+    if node.op_type not in MOVERS or len(node.output) != 1:
         return False
     if node.op_type != "Pad":
         return True
@@ -166,3 +166,29 @@ def requantize_moved(graph: GraphProto) -> None:
             position = next(i for i, n in enumerate(graph.node) if n is node)
             for part in reversed(pair):
                 graph.node.insert(position, part)
+
+
+def integer_gemm_bias(graph: GraphProto) -> None:
+    """Gemm's float bias: int32 with scale data · weight. ONNX Runtime then runs the Gemm in integers (QGemm); with a
+    float bias and a float output, as the logits are, it would unpack the weights to float in every run. It quantizes
+    the bias of a Conv itself."""
+    made = producers(graph)
+    for node in [n for n in graph.node if n.op_type == "Gemm" and len(n.input) > 2]:
+        data, weight = made.get(node.input[0]), made.get(node.input[1])
+        if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:
+            continue
+        plain = attribute(node, "alpha", 1.0) == 1 and attribute(node, "beta", 1.0) == 1
+        bias, left, right = (value(graph, n) for n in (node.input[2], data.input[1], weight.input[1]))
+        if not plain or bias is None or left is None or right is None or left.ndim or bias.shape != right.shape:
+            continue
+        scale = left * right
+        wide = np.rint(bias.astype(np.float64) / scale)
+        if np.abs(wide).max() > np.iinfo(np.int32).max:
+            continue
+        name = f"{node.input[2]}.int32"
+        inputs = [add_constant(graph, name, wide.astype(np.int32)), add_constant(graph, f"{name}.scale", scale)]
+        inputs.append(add_constant(graph, f"{name}.zero_point", np.zeros(scale.shape, np.int32)))
+        dequantize = helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], name=f"{name}.dq", axis=0)
+        position = next(i for i, n in enumerate(graph.node) if n is node)
+        graph.node.insert(position, dequantize)
+        node.input[2] = dequantize.output[0]

@@ -69,12 +69,11 @@ def _read_torch(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as cause:  # arbitrary bytes: the unpickler fails in many ways
         text = str(cause)
-        # The two sentences with which torch's restricted unpickler names what it would not import or call.
-        code = re.search(r"GLOBAL (\S+) was not an allowed global|Unsupported (?:global|class|operand)[: ]+(\S+)", text)
+        # The two sentences with which torch's restricted unpickler names what it would not import.
+        code = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", text)
         if code:
             raise WeightsError(
-                f"holds more than tensors: {(code[1] or code[2]).rstrip('.')}. "
-                "A pickle can run code when it is read, so nothing in it was",
+                f"holds more than tensors: {code[1]}. A pickle can run code when it is read, so nothing in it was",
                 where=where,
                 hint="save the tensors alone, from code you trust: torch.save(model.state_dict(), path)",
             ) from cause
@@ -84,10 +83,12 @@ def _read_torch(path: Path) -> object:
                 where=where,
                 hint="save the tensors alone: torch.save(torch.jit.load(path).state_dict(), other_path)",
             ) from cause
+        # The unpickler's own reason comes last; what torch says before it is advice to read the file unsafely.
+        reason = text.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise WeightsError(
-            f"not a whole torch or safetensors file ({type(cause).__name__}: {text.splitlines()[0] if text else ''})",
+            f"not a whole torch or safetensors file ({reason or type(cause).__name__})",
             where=where,
-            hint="fetch or save it again",
+            hint="fetch it again, or save it again with torch.save(model.state_dict(), path)",
         ) from cause
 
 

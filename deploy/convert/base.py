@@ -90,7 +90,8 @@ def parse_job(text: str) -> Job:
     """
     try:
         raw = json.loads(text)
-        source = {key: Path(value) if isinstance(value, str) else value for key, value in dict(raw["source"]).items()}
+        source: dict[str, Any] = dict(raw["source"])
+        source.update((key, Path(value)) for key, value in source.items() if isinstance(value, str))
         source["input_shape"] = tuple(source["input_shape"])
         job = {**raw, "source": Source(**source), "out": Path(raw["out"])}
         return Job(**job)

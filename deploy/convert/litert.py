@@ -133,8 +133,24 @@ def _to_float(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
         raise ModelError(
             f"litert-torch can't convert the model: {type(error).__name__}: {text[0] if text else ''}", where="litert"
         ) from error
-    content: bytes = converted.model_content()
-    return content
+    return shorten_names(converted.model_content())
+
+
+def shorten_names(content: bytes) -> bytes:
+    """The same file with tensors called ``layer1/0/conv1`` instead of a list of classes, some hundred bytes each."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for graph in model.subgraphs:
+        seen: Counter[str] = Counter()
+        for tensor in graph.tensors:
+            # "pkg.Net_net/pkg.Conv2d_conv1;;pkg.Net_net;": the last place that made it, each step a class and a name.
+            place = tensor.name.decode().split(";;")[-1].split(";")[0]
+            name = "/".join(step.rsplit(".", 1)[-1].partition("_")[2] for step in place.split("/")[1:]) or place
+            name = name.removeprefix("net/")
+            seen[name] += 1
+            tensor.name = (name if seen[name] == 1 else f"{name}:{seen[name]}").encode()
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _to_float16(content: bytes) -> bytes:

@@ -2,9 +2,9 @@
 
 An engine runs only on the GPU and with the TensorRT version that built it, so it is built on the device, by
 ``build.sh``. One path serves all versions: strongly typed, explicit INT8 Q/DQ, float16 written into the graph, opset 19
-or 20. Where TensorRT and a GPU are present the engine is built here too; that part shares its calls with TensorRT-RTX, but
-has **not been run** with TensorRT itself yet. Where TensorRT-RTX is installed, its parser and builder, which need no GPU,
-are asked what they make of the graph; that says nothing about speed.
+or 20. Where TensorRT and a GPU are present the engine is built here too; that part shares its calls with TensorRT-RTX,
+but has **not been run** with TensorRT itself yet. Where TensorRT-RTX is installed, its parser and builder, which need
+no GPU, are asked what they make of the graph; that says nothing about speed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class TrtSession:
         """Allocate buffers for one batch."""
         import tensorrt
 
-        self._cuda = cudart.load()
+        self._cuda: Any = cudart.load()
         self._engine = engine
         self._context = engine.create_execution_context()
         if self._context is None:
@@ -98,7 +98,7 @@ class TrtSession:
             self._copy(self._buffers[spec.name], array.ctypes.data, array.nbytes, cudart.TO_DEVICE)
         if not self._context.execute_async_v3(stream):
             raise MeasureError("TensorRT could not run the engine")
-        outputs = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self.outputs}
+        outputs = {spec.name: np.empty([size or 0 for size in spec.shape], spec.dtype) for spec in self.outputs}
         for name, array in outputs.items():
             self._copy(array.ctypes.data, self._buffers[name], array.nbytes, cudart.TO_HOST)
         cudart.check(cuda, cuda.cudaStreamSynchronize(stream), "waiting for the GPU")

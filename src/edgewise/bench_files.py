@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.bench import format as say
 from edgewise.bench.config import Bench
-from edgewise.bench.measure import measure, samples_of
+from edgewise.bench.measure import measure
+from edgewise.bench.numbers import load_ms, peak_memory, qps, samples_of
 from edgewise.bench.record import FileUnderTest, Results
 from edgewise.bench.stats import bootstrap_percentiles
 from edgewise.deploy.runtimes import Options, get
@@ -25,9 +27,7 @@ RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
 SAMPLES = 32  # random inputs: enough that caches don't learn them
 
 
-def measure_files(
-    paths: Sequence[Path], inputs: Path | None, threads: int, out: Path | None, tick: Tick
-) -> Results:
+def measure_files(paths: Sequence[Path], inputs: Path | None, threads: int, out: Path | None, tick: Tick) -> Results:
     """Measure files, each in the runtime of its suffix; what was measured stays in ``out``, if given.
 
     Args:
@@ -74,23 +74,26 @@ def summary(results: Results) -> dict[str, Any]:
 def show(table: dict[str, Any]) -> None:
     """Print ``summary`` for a person."""
     print_table(
-        ("file", "runtime", "p50 ms (95 % interval)", "p90 ms", "p99 ms", "load ms", "first ms", "peak MB", "MB", "notes"),
+        ("file", "runtime", "p50", "95 % interval", "p90", "p99", "load", "throughput", "peak memory", "size"),
         [
             (
                 row["name"],
                 row["runtime"],
-                _interval(row["p50_ms"]),
-                _value(row["p90_ms"]),
-                _value(row["p99_ms"]),
-                _number(row["load_ms"]),
-                _number(row["first_inference_ms"]),
-                _megabytes(row["peak_bytes"]),
-                _megabytes(row["size_bytes"]),
-                row["error"] or ", ".join(row["flags"]),
+                _said(row["p50_ms"], "ms"),
+                say.span(row["p50_ms"], "ms") or say.NONE,
+                _said(row["p90_ms"], "ms"),
+                _said(row["p99_ms"], "ms"),
+                say.quantity(row["load_ms"], "ms"),
+                _said(row["qps"], "per s"),
+                say.quantity(row["peak_memory_bytes"], "bytes"),
+                say.size(row["size_bytes"]),
             )
             for row in table["files"]
         ],
     )
+    for row in table["files"]:
+        for text in ([row["error"]] if row["error"] else []) + [say.flag_words(flag) for flag in row["flags"]]:
+            print(f"note: {row['name']}: {text}")
 
 
 def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
@@ -145,7 +148,9 @@ def _input_shape(file: FileUnderTest) -> tuple[int, ...]:
     sizes = specs[0].shape[1:]
     known = tuple(size for size in sizes if size is not None)
     if len(known) < len(sizes):
-        raise MeasureError(f"its input {specs[0].shape} is open", where=file.path, hint="give inputs with --inputs X.npy")
+        raise MeasureError(
+            f"its input {specs[0].shape} is open", where=file.path, hint="give inputs with --inputs X.npy"
+        )
     return known
 
 
@@ -175,41 +180,22 @@ def _row(results: Results, file: FileUnderTest) -> dict[str, Any]:
         "path": file.path,
         "sha256": file.sha256,
         "size_bytes": file.size_bytes,
-        "p50_ms": None,
-        "p90_ms": None,
-        "p99_ms": None,
-        "load_ms": None,
-        "first_inference_ms": None,
-        "peak_bytes": None,
         "launches": len(found.launches),
         "flags": list(found.flags),
         "error": found.error,
+        **dict.fromkeys(("runs", "p50_ms", "p90_ms", "p99_ms", "qps", "load_ms", "peak_memory_bytes")),
     }
-    if not found.launches:
-        return row
-    samples = samples_of(found)
-    row["samples"] = sum(len(block) for launch in samples for block in launch)
-    for key, interval in zip(("p50_ms", "p90_ms", "p99_ms"), bootstrap_percentiles(samples, [0.5, 0.9, 0.99]), strict=True):
-        if interval is not None:
-            row[key] = {name: value / 1e6 for name, value in vars(interval).items()}
-    for key, phase in (("load_ms", "load"), ("first_inference_ms", "first_inference")):
-        row[key] = float(np.median([launch.phases[phase].duration_ns for launch in found.launches])) / 1e6
-    peaks = [phase.peak_bytes for launch in found.launches for phase in launch.phases.values() if phase.peak_bytes]
-    row["peak_bytes"] = max(peaks, default=None)
+    if found.launches:
+        samples = samples_of(found)
+        intervals = bootstrap_percentiles(samples, [0.5, 0.9, 0.99])
+        for key, interval in zip(("p50_ms", "p90_ms", "p99_ms"), intervals, strict=True):
+            row[key] = interval and {name: value / 1e6 for name, value in vars(interval).items()}
+        row["runs"] = sum(len(block) for launch in samples for block in launch)
+        row["qps"] = vars(qps(found)[0])
+        row["load_ms"] = float(np.median(load_ms(found)))
+        row["peak_memory_bytes"] = peak_memory(found)
     return row
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _value(interval: dict[str, float] | None) -> str:
-    return _number(None if interval is None else interval["value"])
-
-
-def _interval(interval: dict[str, float] | None) -> str:
-    return "-" if interval is None else "{value:.3g} ({low:.3g} to {high:.3g})".format(**interval)
-
-
-def _megabytes(value: int | None) -> str:
-    return "-" if value is None else f"{value / 1e6:.3g}"
+def _said(interval: dict[str, float] | None, unit: str) -> str:
+    return say.quantity(None if interval is None else interval["value"], unit)

@@ -160,7 +160,9 @@ def gate(
         with _console(json):
             verdict = pipeline.gate_run(run, budget)
         if junit is not None:
-            write_junit(verdict, junit, run.resolve().name)
+            from edgewise.bench.report.junit import junit as as_junit
+
+            junit.write_text(as_junit(verdict, run.resolve().name), encoding="utf-8")
         if json:
             print_json(verdict.to_json())
         else:

@@ -60,10 +60,12 @@ class Lines:
 
     def tick(self, done: int, total: int, note: str) -> None:
         """The stage's progress."""
-        tenth, since = 10 * done // max(total, 1), self._clock() - self._spoke
+        if done >= total:
+            return  # the stage says so itself
+        tenth, since = 10 * done // total, self._clock() - self._spoke
         if (tenth > self._tenth and since >= self._gap_s) or since >= 60:
             self._tenth, self._spoke = tenth, self._clock()
-            self.line(f"{self._stage}: {100 * done // max(total, 1)} % {note}".rstrip())
+            self.line(f"{self._stage}: {100 * done // total} % {note}".rstrip())
 
     def line(self, text: str) -> None:
         """Something worth knowing."""

@@ -170,9 +170,9 @@ def show(health: Health) -> None:
     )
     print()
     print_table(("package", "version"), [(name, version or "-") for name, version in health.packages.items()])
-    for state in health.runtimes:
-        if state.get:
-            print(f"\n{state.name}: {state.reason}\n  next: {state.get}")
+    for runtime in health.runtimes:
+        if runtime.get:
+            print(f"\n{runtime.name}: {runtime.reason}\n  next: {runtime.get}")
     for text in health.advice:
         print(f"\nnote: {text}")
     sys.stdout.flush()

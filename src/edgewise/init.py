@@ -123,9 +123,13 @@ def starter(family: str, name: str | None = None) -> str:
         )
     teacher, student, prune = _FAMILIES[family]
     if student:
-        student = f"\nstudent:                       # leave it out to make the teacher itself smaller\n  model:\n{student}"
+        student = (
+            f"\nstudent:                       # leave it out to make the teacher itself smaller\n  model:\n{student}"
+        )
     else:
-        student = "\n# student:                     # a smaller model to teach, instead of the teacher made smaller\n#   model: …\n"
+        student = (
+            "\n# student:                     # a smaller model to teach, instead of the pruned teacher\n#   model: …\n"
+        )
     return _RECIPE.format(name=name or family, teacher=teacher, student=student, prune=prune)
 
 
@@ -140,7 +144,9 @@ def write_starter(family: str, out: Path) -> Path:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise RecipeError("it exists already, and is left as it is", where=str(out), hint="choose another --out") from None
+        raise RecipeError(
+            "it exists already, and is left as it is", where=str(out), hint="choose another --out"
+        ) from None
     except FileNotFoundError:
         raise RecipeError("its folder does not exist", where=str(out)) from None
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -34,8 +35,9 @@ def print_json(value: Any) -> None:
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on a terminal, aligned columns elsewhere."""
     text = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        widths = [max(len(row[i]) for row in [list(headers), *text]) for i in range(len(headers))]
+    widths = [max(len(row[i]) for row in [list(headers), *text]) for i in range(len(headers))]
+    # A table that is wider than the terminal would be cut to pieces; plain columns only wrap.
+    if not sys.stdout.isatty() or sum(widths) + 3 * len(widths) + 1 > shutil.get_terminal_size().columns:
         for row in [list(headers), *text]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return

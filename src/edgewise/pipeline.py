@@ -155,9 +155,7 @@ def plan(recipe: Recipe) -> list[Step]:
     for number, config in enumerate(recipe.stages, start=1):
         parents = {"model": model, "teacher": teacher} if isinstance(config, Distill) else {"model": model}
         extra = {Prune: ("torch-pruning",), Quantize: ("nncf",)}.get(type(config), ())
-        model = add(
-            f"{number}-{config.kind}", WORK[type(config)], config, parents, artifact.versions(*TORCH, *extra)
-        )
+        model = add(f"{number}-{config.kind}", WORK[type(config)], config, parents, artifact.versions(*TORCH, *extra))
         if isinstance(config, Quantize):
             quantized = model
         else:
@@ -188,7 +186,13 @@ def plan(recipe: Recipe) -> list[Step]:
             "device": provenance()["device"],
         }
         needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
-        add("measure", stages.measure, config, {name: name for name in needed}, {**artifact.versions(), **runtime_versions()})
+        add(
+            "measure",
+            stages.measure,
+            config,
+            {name: name for name in needed},
+            {**artifact.versions(), **runtime_versions()},
+        )
     return steps
 
 
@@ -303,7 +307,17 @@ def _make(
         if step.trains:
             with artifact.workplace(root / f".rank{rank}", step.name, key) as (payload, scratch):
                 shared = artifact.stage_folder(root, step.name, key).with_suffix(".partial") / "scratch"
-                step.work(Work(recipe, step.config, task, parents, payload, shared if shared.exists() else scratch, console.tick))
+                step.work(
+                    Work(
+                        recipe,
+                        step.config,
+                        task,
+                        parents,
+                        payload,
+                        shared if shared.exists() else scratch,
+                        console.tick,
+                    )
+                )
             shutil.rmtree(root / f".rank{rank}", ignore_errors=True)
         return _wait(artifact.stage_folder(root, step.name, key))
     started = time.monotonic()
@@ -384,7 +398,9 @@ def _report(
     """Judge and write the report, unless the one there was made from the same measurement, budget and recipe."""
     page = out / "report.html"
     limits = recipe.budget.model_dump(mode="json") if recipe.budget else None
-    mark = artifact.sha256_json([done["measure"].key, done["measure"].digest, limits, text, choices, artifact.versions()])
+    mark = artifact.sha256_json(
+        [done["measure"].key, done["measure"].digest, limits, text, choices, artifact.versions()]
+    )
     stamp = out / ".report"
     if not always and page.exists() and stamp.exists():
         held = json.loads(stamp.read_text())
@@ -417,7 +433,9 @@ def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: l
         note = f"made in {made.seconds:.0f} s"
         size = made.files["model.safetensors"]["size_bytes"]
         journey.append(
-            JourneyRow(name, m["params"], m["macs"], m["accuracy"], interval.low, interval.high, m["samples"], size, note)
+            JourneyRow(
+                name, m["params"], m["macs"], m["accuracy"], interval.low, interval.high, m["samples"], size, note
+            )
         )
     bundles = []
     for name, made in done.items():

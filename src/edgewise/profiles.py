@@ -65,7 +65,7 @@ def get(name: str) -> Profile:
 
 
 def apply(recipe: Recipe, profile: str | None) -> tuple[Recipe, list[str]]:
-    """The recipe with every open choice made, and one line for each choice made or left alone.
+    """The recipe with every open choice made, and one line for each choice made, or kept against the profile.
 
     Without a profile only the channel multiple is open: targets have a default of their own.
 
@@ -90,13 +90,13 @@ def _targets(recipe: Recipe, profile: Profile) -> tuple[Deploy, list[str]]:
     kept: list[Target] = []
     lines = []
     for i, target in enumerate(recipe.deploy.targets):
-        wanted = precisions.get(target.runtime)
-        place = f"deploy.targets[{i}]"
-        if "precisions" in target.model_fields_set or wanted is None:
-            lines.append(f"{place}: kept {_named((target,))} (the recipe says so; the profile has {_plan(profile)})")
-        else:
+        wanted, place = precisions.get(target.runtime), f"deploy.targets[{i}]"
+        if "precisions" not in target.model_fields_set and wanted is not None:
             target = target.model_copy(update={"precisions": wanted})
-            lines.append(f"{place}.precisions: {', '.join(wanted)} ({profile.targets_reason})")
+            lines.append(f"{place}: {_named((target,))} ({profile.targets_reason})")
+        elif target.precisions != wanted:
+            other = f"take {' + '.join(wanted)}" if wanted else f"not ship {target.runtime}"
+            lines.append(f"{place}: kept {_named((target,))} (the recipe says so; the profile would {other})")
         kept.append(target)
     return _retarget(recipe.deploy, tuple(kept)), lines
 
@@ -115,14 +115,12 @@ def _round(recipe: Recipe, profile: Profile | None) -> tuple[tuple[StageConfig, 
             stage = stage.model_copy(update={"round_to": multiple})
             lines.append(f"stages[{i}].round_to: {multiple} ({reason})")
         elif isinstance(stage, Prune) and profile is not None and stage.round_to != multiple:
-            lines.append(f"stages[{i}].round_to: kept {stage.round_to} (the recipe says so; the profile has {multiple})")
+            lines.append(
+                f"stages[{i}].round_to: kept {stage.round_to} (the recipe says so; the profile would take {multiple})"
+            )
         stages.append(stage)
     return tuple(stages), lines
 
 
 def _named(targets: tuple[Target, ...]) -> str:
     return "; ".join(f"{target.runtime} {' + '.join(target.precisions)}" for target in targets)
-
-
-def _plan(profile: Profile) -> str:
-    return "; ".join(f"{name} {' + '.join(wanted)}" for name, wanted in profile.targets)

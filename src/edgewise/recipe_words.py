@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any]
 
-_PATTERNS = {IMPORT_PATH: "package.module:name", "^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, '.', '_' and '-'"}
+_PATTERNS = {
+    IMPORT_PATH: "text like package.module:name",
+    "^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, '.', '_' and '-'",
+}
 _TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
@@ -78,7 +81,7 @@ def expected(schema: Schema, root: Schema) -> str:
     if schema.get("format") == "path":
         return "a path"
     if schema.get("pattern") in _PATTERNS:
-        return f"text made like {_PATTERNS[schema['pattern']]}"
+        return _PATTERNS[schema["pattern"]]
     bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]
     return " ".join([_TYPES.get(str(kind), "a value"), " and ".join(bounds)]).strip()
 

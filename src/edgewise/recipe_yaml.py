@@ -57,7 +57,9 @@ def read_document(path: Path) -> Document:
         raise _syntax_error(error, path) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise RecipeError(f"line {line}: the character {chr(error.character)!r} can't stand in YAML", where=str(path)) from None
+        raise RecipeError(
+            f"line {line}: the character {chr(error.character)!r} can't stand in YAML", where=str(path)
+        ) from None
     if node is None:
         raise RecipeError("the file is empty", where=str(path), hint="'edgewise init' writes a recipe to start from")
     if not isinstance(node, yaml.MappingNode):
@@ -98,18 +100,25 @@ def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist either"
     there = sorted(p.name for p in path.parent.iterdir() if p.suffix in {".yaml", ".yml"})
-    return f"in {path.parent} there are {', '.join(there[:8])}" if there else "'edgewise init' writes a recipe to start from"
+    return (
+        f"in {path.parent.resolve()} there are {', '.join(there[:8])}"
+        if there
+        else "'edgewise init' writes a recipe to start from"
+    )
 
 
 def _refuse_logic(text: str, path: Path) -> None:
     """Refuse what makes YAML more than data. Works on the flat event stream, so depth costs no recursion."""
     depth = documents = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark is not None else 0
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise RecipeError(f"line {line}: anchors and aliases (&name, *name) are refused; write it out", where=str(path))
-        if getattr(event, "tag", None):
-            raise RecipeError(f"line {line}: the tag {event.tag!r} is refused: a recipe is plain data", where=str(path))
+            raise RecipeError(
+                f"line {line}: anchors and aliases (&name, *name) are refused; write it out", where=str(path)
+            )
+        tag = getattr(event, "tag", None)
+        if tag:
+            raise RecipeError(f"line {line}: the tag {tag!r} is refused: a recipe is plain data", where=str(path))
         documents += isinstance(event, yaml.DocumentStartEvent)
         if documents > 1:
             raise RecipeError(f"line {line}: expected one document, got a second one after '---'", where=str(path))
@@ -120,7 +129,7 @@ def _refuse_logic(text: str, path: Path) -> None:
 
 def _syntax_error(error: yaml.MarkedYAMLError, path: Path) -> RecipeError:
     mark = error.problem_mark or error.context_mark
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
     problem = error.problem or "not YAML"
     hint = "look for a missing colon, quote or bracket, or an uneven indent"
     if "'\\t'" in problem:
@@ -138,7 +147,7 @@ def _value(node: yaml.Node, place: Place, lines: dict[Place, int], mistakes: lis
             items.append(_value(child, (*place, i), lines, mistakes))
         return items
     try:
-        return _scalar(node)
+        return _scalar(node, plain=getattr(node, "style", None) is None)
     except ValueError as error:
         mistakes.append(f"{dotted(place)} (line {node.start_mark.line + 1}): {error}")
         return None
@@ -158,16 +167,20 @@ def _mapping(
             mistakes.append(f"{dotted(place)} (line {line}): merge keys (<<) are refused; write it out")
             continue
         if key in data:
-            mistakes.append(
-                f"{dotted((*place, key))} (line {line}): the key stands here twice, first in line {lines[(*place, key)]}"
-            )
+            first = lines[(*place, key)]
+            mistakes.append(f"{dotted((*place, key))} (line {line}): the key stands here twice, first in line {first}")
+            continue
+        try:
+            _whole(key)
+        except ValueError as error:
+            mistakes.append(f"{dotted(place)} (line {line}): {error}")
             continue
         lines[(*place, key)] = line
         data[key] = _value(child, (*place, key), lines, mistakes)
     return data
 
 
-def _scalar(node: yaml.Node) -> JsonValue:
+def _scalar(node: yaml.Node, plain: bool) -> JsonValue:
     text = str(node.value)
     kind = node.tag.rsplit(":", 1)[-1]
     if kind == "null":
@@ -178,12 +191,16 @@ def _scalar(node: yaml.Node) -> JsonValue:
         if len(text) > 30:
             raise ValueError(f"expected a number, got one of {len(text)} digits")
         return _integer(text)
-    if (kind == "float" and ":" not in text) or (node.style is None and _EXPONENT.fullmatch(text)):
+    if (kind == "float" and ":" not in text) or (plain and _EXPONENT.fullmatch(text)):
         number = float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
         if number - number != 0:  # infinite or not a number
             raise ValueError(f"expected a finite number, got {text}")
         return number
     # Dates and 1:30 are numbers to YAML 1.1 and text to everybody else.
+    return _whole(text)
+
+
+def _whole(text: str) -> str:
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError("expected text, got half of a surrogate pair")
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgewise.bench import format as say
 from edgewise.output import print_table
 
 if TYPE_CHECKING:
@@ -26,9 +27,14 @@ def show_verdict(verdict: dict[str, Any]) -> None:
     """Every check with its interval and limit, then the warnings, then the status."""
     confidence = round(100 * verdict["confidence"])
     print_table(
-        ("file", "check", "status", "value", f"{confidence} % interval", "limit", "n", "note"),
+        ("file", "check", "status", "value", f"{confidence} % interval", "limit", "n"),
         [_row(check) for check in verdict["checks"]],
     )
+    for check in verdict["checks"]:
+        needed = f"needs about {check['needed_n']:,} {check['counted']}" if check["needed_n"] else ""
+        notes = "; ".join(text for text in (check["note"], needed) if text)
+        if notes:
+            print(f"note: {check['file']}, {say.check_words(check['check'])}: {notes}")
     for text in verdict["warnings"]:
         print(f"\nwarning: {text}")
     print(f"\nverdict: {verdict['status']}")
@@ -36,14 +42,12 @@ def show_verdict(verdict: dict[str, Any]) -> None:
 
 def _row(check: dict[str, Any]) -> tuple[object, ...]:
     unit = check["unit"]
-    value = None if check["value"] is None else f"{_number(check['value'])} {unit}".strip()
-    known = check["low"] is not None and check["high"] is not None
-    interval = f"{_number(check['low'])} to {_number(check['high'])}" if known else None
-    needed = f"needs about {check['needed_n']:,} {check['counted']}" if check["needed_n"] else ""
-    note = "; ".join(text for text in (check["note"], needed) if text)
-    return check["file"], check["check"], check["status"], value, interval, _number(check["limit"]), check["n"], note
-
-
-def _number(value: float) -> str:
-    """Four digits that count, but no digit of a whole number is lost: 1234567, 0.1235, 12.35."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return (
+        check["file"],
+        say.check_words(check["check"]),
+        check["status"],
+        say.quantity(check["value"], unit),
+        say.span(check, unit) or say.NONE,
+        say.limit_words(check["check"], check["limit"], unit),
+        check["n"],
+    )

@@ -74,7 +74,7 @@ def test_the_weakest_channels_leave(criterion: str, power: int) -> None:
 def test_agrees_with_torch_prunings_own_pruner() -> None:
     ours = _randomize(build(CifarResNet(depth=8), SMALL, 10))
     theirs = copy.deepcopy(ours)
-    pruned = _prune(ours, 0.65, scope="uniform", max_layer_ratio=0.5, round_to=8)
+    pruned = _prune(ours, 0.62, scope="uniform", max_layer_ratio=0.5, round_to=8)
     inner = {f"layer{s}.0.conv1" for s in (1, 2, 3)}
     halved = {name for name in inner if pruned.plan.get(name, {}).get("out") == count_of(theirs, name) // 2}
     pruner = torch_pruning.pruner.BasePruner(
@@ -265,6 +265,21 @@ def test_both_sides_of_a_concatenation_can_shrink() -> None:
     pruned = _prune(model, 0.3)
     assert model.join.in_channels == model.left.out_channels + model.right.out_channels
     assert pruned.plan["left"]["out"] == pruned.plan["right"]["out"] == 8
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.two, self.head = (nn.Linear(16, 16) for _ in range(4))
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.two(torch.relu(self.one(torch.relu(self.first(x)))))))
+
+
+def test_tied_weights_are_left() -> None:
+    with pytest.raises(ModelError, match="shares its weights"):
+        _prune(_Tied(), 0.7, (16,))
 
 
 class _Hidden(nn.Module):

@@ -1,0 +1,188 @@
+"""How numbers are said to people. Only here; everywhere else a number is a number with its unit in its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "n/a"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """``digits`` significant digits, thousands apart, no exponent."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}".replace("-", MINUS)
+
+
+def duration(ms: float) -> str:
+    """119 µs, 2.31 ms, 1.20 s."""
+    if abs(ms) < 1:
+        return f"{plain(ms * 1000)} µs"
+    return f"{plain(ms)} ms" if abs(ms) < 1000 else f"{plain(ms / 1000)} s"
+
+
+def size(count: float) -> str:
+    """323 kB, 3.21 MB; a kB is 1,000 bytes."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= scale:
+            return f"{plain(count / scale)} {unit}"
+    return f"{count:,.0f} B"
+
+
+def ratio(value: float) -> str:
+    """3.12×."""
+    return f"{plain(value)}×"
+
+
+def faster(value: float) -> str:
+    """4.30× faster, or 1.59× slower."""
+    return f"{ratio(value)} faster" if value >= 1 or value <= 0 else f"{ratio(1 / value)} slower"
+
+
+def smaller(value: float) -> str:
+    """12.3× smaller, or 1.10× larger."""
+    return f"{ratio(value)} smaller" if value >= 1 or value <= 0 else f"{ratio(1 / value)} larger"
+
+
+def percent(share: float) -> str:
+    """88.71 %, of a share in 0..1."""
+    return f"{100 * share:.2f} %".replace("-", MINUS)
+
+
+def points(pp: float) -> str:
+    """0.42 pp."""
+    return f"{_signed(pp):.2f} pp".replace("-", MINUS)
+
+
+def rate(per_second: float) -> str:
+    """1,230 /s."""
+    return f"{plain(per_second)} /s"
+
+
+def decibel(db: float | None, exact: bool = False) -> str:
+    """41.2 dB; ``exact`` where there is no difference at all."""
+    if exact:
+        return "exact"
+    return NONE if db is None else f"{db:.1f} dB".replace("-", MINUS)
+
+
+def count(value: float) -> str:
+    """12,345, or 126 M from ten million on."""
+    for unit, scale in (("G", 1e9), ("M", 1e6)):
+        if abs(value) >= 10 * scale:
+            return f"{plain(value / scale)} {unit}"
+    return f"{value:,.0f}".replace("-", MINUS)
+
+
+def roughly(value: float) -> str:
+    """Rounded up to two digits: 1,700,000."""
+    step = 10 ** max(0, math.floor(math.log10(value)) - 1) if value > 0 else 1
+    return f"{math.ceil(value / step) * step:,.0f}"
+
+
+def probability(p: float) -> str:
+    """0.031, or < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+UNITS: Mapping[str, Callable[[float], str]] = {
+    "fraction": percent,
+    "pp": points,
+    "x": ratio,
+    "ms": duration,
+    "bytes": size,
+    "per s": rate,
+}
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number in one of the units of a check."""
+    return NONE if value is None else UNITS.get(unit, plain)(value)
+
+
+def span(interval: Mapping[str, Any] | None, unit: str) -> str:
+    """Both ends of an interval, the unit said once where both have the same: 2.20 to 2.45 ms."""
+    if interval is None or interval.get("low") is None or interval.get("high") is None:
+        return ""
+    low, high = quantity(interval["low"], unit), quantity(interval["high"], unit)
+    for sign in ("\N{MULTIPLICATION SIGN}", f" {low.rpartition(' ')[2]}"):
+        if low.endswith(sign) and high.endswith(sign):
+            low = low.removesuffix(sign)
+    return f"{low} to {high}"
+
+
+def too_few(have: int, needed: int) -> str:
+    """Why a percentile is not told."""
+    return f"needs >= {needed:,} runs, has {have:,}"
+
+
+def limit_words(check: str, limit: float, unit: str) -> str:
+    """The limit of a check with its direction: at least 3×, at most 1.00 pp."""
+    return f"{'at least' if check.startswith('min_') else 'at most'} {quantity(limit, unit)}"
+
+
+def check_words(check: str) -> str:
+    """The name of a budget's key as words."""
+    return CHECK_WORDS.get(check, check)
+
+
+CHECK_WORDS = {
+    "min_accuracy": "accuracy",
+    "max_accuracy_drop_pp": "accuracy drop",
+    "min_speedup": "speed-up",
+    "min_size_ratio": "size ratio",
+    "max_p50_ms": "p50 latency",
+    "max_p99_ms": "p99 latency",
+    "max_size_bytes": "size",
+    "max_peak_memory_bytes": "peak memory",
+    "max_load_ms": "load time",
+    "min_qps": "throughput",
+    "max_flip_rate": "flip rate",
+}
+
+
+def headline(statuses: Sequence[str]) -> str:
+    """All checks in a sentence, the worst first."""
+    if not statuses:
+        return "No budget was given, so nothing was judged."
+    if set(statuses) == {"PASS"}:
+        return f"{_all(len(statuses))}, with the whole interval."
+    found = {status: sum(one == status for one in statuses) for status in OUTCOMES}
+    parts = [f"{n} {words}" for status, words in OUTCOMES.items() if (n := found[status])]
+    return f"Of {len(statuses)} check{'s' if len(statuses) > 1 else ''}: {', '.join(parts)}."
+
+
+def _all(n: int) -> str:
+    return "The one limit holds" if n == 1 else f"All {n} limits hold"
+
+
+OUTCOMES = {
+    "FAIL": "over the limit",
+    "INVALID": "could not be made",
+    "INCONCLUSIVE": "too close to tell",
+    "PASS": "within the limit",
+}
+
+FLAG_WORDS = {
+    "contended": "other work kept the CPU busy: times are too long, ratios hold",
+    "drift": "times moved in one direction while measuring",
+    "unstable": "the p50 is known to no better than 5 %",
+    "warmup_not_converged": "times had not settled when measuring began",
+    "single_launch": "one process only: the interval leaves out the difference between processes",
+}
+
+
+def flag_words(flag: str) -> str:
+    """What a flag means."""
+    return FLAG_WORDS.get(flag, flag)
+
+
+def _signed(value: float) -> float:
+    """Without the sign of a zero."""
+    return 0.0 if abs(value) < 0.005 else value

@@ -1,0 +1,267 @@
+"""Write the report: ``report.json`` with everything, and ``report.md``, ``report.html``, ``junit.xml`` made from it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.bench import format as say
+from edgewise.bench import stats
+from edgewise.bench.gate import Verdict, slower_than_float
+from edgewise.bench.numbers import (
+    accuracy_drop,
+    discordant,
+    load_ms,
+    paired_scores,
+    peak_memory,
+    qps,
+    samples_of,
+    speedup,
+)
+from edgewise.bench.record import Context, FileUnderTest, Measurement, Results
+from edgewise.bench.report.junit import junit
+from edgewise.bench.report.plot import accuracy_latency, latency_spread, runtime_colour
+
+FORMAT = 1
+CONFIDENCE = 0.95
+FILES = ("report.json", "report.md", "report.html", "junit.xml")
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def write_report(results: Results, verdict: Verdict | None, context: Context, out: Path) -> dict[str, Path]:
+    """Write the four forms of the report into ``out``; their paths by name.
+
+    Raises:
+        ArtifactError: scores that were recorded can't be read any more.
+    """
+    page = build_page(results, verdict, context)
+    out.mkdir(parents=True, exist_ok=True)
+    forms = {
+        "report.json": json.dumps(page, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        "report.md": render_markdown(page),
+        "report.html": render_html(page, results),
+        "junit.xml": junit(verdict, context.name),
+    }
+    for name, text in forms.items():
+        part = out / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(out / name)
+    return {name: out / name for name in forms}
+
+
+def build_page(results: Results, verdict: Verdict | None, context: Context) -> dict[str, Any]:
+    """Everything that the page shows, as plain numbers with units in their names. Intervals are 95 % ones."""
+    files = [_file(results, file, context) for file in results.files]
+    first = [file for file in files if file["role"] == "candidate"]
+    judged = {check.file for check in verdict.checks} if verdict else set()
+    names = judged or {f["name"] for f in first if f["precision"] == "int8"} or {f["name"] for f in first}
+    page = {
+        "format": FORMAT,
+        "name": context.name,
+        "created": context.created,
+        "metric": context.metric,
+        "confidence": CONFIDENCE,
+        "verdict": verdict.to_json() if verdict else None,
+        "headline": say.headline([check.status for check in verdict.checks] if verdict else []),
+        "in_short": [file["name"] for file in files if file["name"] in names],
+        "warnings": list(verdict.warnings) if verdict else slower_than_float(results),
+        "files": files,
+        "journey": [asdict(row) for row in context.journey],
+        "parity": {name: {**asdict(row), "exact": row.sqnr_db == math.inf} for name, row in context.parity.items()},
+        "bundles": [asdict(bundle) for bundle in context.bundles],
+        "notes": list(context.notes),
+        "config": results.config,
+        "provenance": results.provenance,
+        "versions": {**results.provenance.get("versions", {}), **context.versions},
+        "commands": list(context.commands),
+        "recipe_text": context.recipe_text,
+    }
+    finite: dict[str, Any] = _finite(page)
+    return finite
+
+
+def render_markdown(page: dict[str, Any]) -> str:
+    """The page as Markdown, for a terminal, a pull request or a step summary."""
+    text: str = _environment(escape=False).get_template("page.md.j2").render(page=page)
+    return text
+
+
+def render_html(page: dict[str, Any], results: Results) -> str:
+    """The page as one HTML file that needs nothing else: no network, no scripts."""
+    drawn = [results.measurements[f["name"]] for f in page["files"] if f["name"] in results.measurements]
+    spread = latency_spread(
+        [(one.file, results.file(one.file).runtime) for one in drawn], [_pooled(one) / 1e6 for one in drawn]
+    )
+    plots = [plot for plot in (accuracy_latency(page["files"], page["metric"]), spread) if plot]
+    text: str = _environment(escape=True).get_template("page.html.j2").render(page=page, plots=plots)
+    return text
+
+
+def _file(results: Results, file: FileUnderTest, context: Context) -> dict[str, Any]:
+    answers, measurement = results.answers.get(file.name), results.measurements.get(file.name)
+    reference = next((one for one in results.files if one.name == file.reference), None)
+    row = {
+        **asdict(file),
+        "size_ratio": reference.size_bytes / file.size_bytes if reference and file.size_bytes else None,
+        "error": next((part.error for part in (measurement, answers) if part is not None and part.error), None),
+        "flags": list(measurement.flags) if measurement else [],
+        **_accuracy(results, file),
+        **_speed(results, file, measurement),
+    }
+    parity = context.parity.get(file.name)
+    row["sqnr_db"] = parity.sqnr_db if parity else None
+    row["sqnr_exact"] = parity is not None and parity.sqnr_db == math.inf  # JSON has no infinity
+    return row
+
+
+def _accuracy(results: Results, file: FileUnderTest) -> dict[str, Any]:
+    answers, scores = results.answers.get(file.name), results.scores(file.name)
+    usable = scores is not None and answers is not None and answers.finite
+    found = stats.mean_interval(np.asarray(scores, dtype=np.float64)) if usable else None
+    pair = paired_scores(results, file.reference, file.name) if usable else None
+    row: dict[str, Any] = {
+        "accuracy": asdict(found) if found else None,
+        "samples": answers.samples if answers else 0,
+        "drop_pp": None,
+        "flips": None,
+        "lost": None,
+        "won": None,
+        "mcnemar_p": None,
+    }
+    drop = accuracy_drop(results, file.reference, file.name) if pair else None
+    if pair is None or drop is None:
+        return row
+    lost, won = discordant(*pair)
+    return {
+        **row,
+        "drop_pp": {key: 100 * value for key, value in asdict(drop).items()},
+        "flips": lost + won,
+        "lost": lost,
+        "won": won,
+        "mcnemar_p": stats.mcnemar_p(lost, won),
+    }
+
+
+def _speed(results: Results, file: FileUnderTest, measurement: Measurement | None) -> dict[str, Any]:
+    keys = ("runs", "p50_ms", "p90_ms", "p99_ms", "p99_needs", "mean_ms", "speedup", "speedup_parent", "qps")
+    row: dict[str, Any] = dict.fromkeys((*keys, "peak_memory_bytes", "load_ms", "first_ms", "phases", "settings"))
+    if measurement is None or not measurement.launches:
+        return row
+    launches = samples_of(measurement)
+    pooled = _pooled(measurement)
+    found = stats.bootstrap_percentiles(launches, list(PERCENTILES.values()))
+    for name, interval in zip(PERCENTILES, found, strict=True):
+        row[f"{name}_ms"] = {key: value / 1e6 for key, value in asdict(interval).items()} if interval else None
+    firsts = [launch.phases["first_inference"].duration_ns / 1e6 for launch in measurement.launches]
+    return {
+        **row,
+        "runs": len(pooled),
+        "p99_needs": stats.sample_floor(0.99),
+        "mean_ms": float(pooled.mean()) / 1e6,
+        "speedup": _interval(speedup(results, file.reference, file.name)),
+        "speedup_parent": _interval(speedup(results, file.parent, file.name)),
+        "qps": asdict(qps(measurement)[0]),
+        "peak_memory_bytes": peak_memory(measurement),
+        "load_ms": _spread(load_ms(measurement)),
+        "first_ms": _spread(firsts),
+        "phases": _phases(measurement),
+        "settings": measurement.launches[0].settings,
+    }
+
+
+def _phases(measurement: Measurement) -> dict[str, dict[str, Any]]:
+    """Of each phase over launches: the median time, the largest peak, the median of what was anonymous at its end."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in measurement.launches[0].phases:
+        phases = [launch.phases[name] for launch in measurement.launches if name in launch.phases]
+        peaks = [phase.peak_bytes for phase in phases if phase.peak_bytes is not None]
+        anonymous = [phase.anonymous_bytes for phase in phases if phase.anonymous_bytes is not None]
+        found[name] = {
+            "duration_ms": float(np.median([phase.duration_ns for phase in phases])) / 1e6,
+            "peak_bytes": max(peaks) if peaks else None,
+            "anonymous_bytes": int(np.median(anonymous)) if anonymous else None,
+        }
+    return found
+
+
+def _environment(*, escape: bool) -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edgewise.bench.report", ""),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "q": say.quantity,
+        "span": say.span,
+        "size": say.size,
+        "faster": say.faster,
+        "smaller": say.smaller,
+        "count": say.count,
+        "roughly": say.roughly,
+        "percent": say.percent,
+        "duration": say.duration,
+        "decibel": say.decibel,
+        "probability": say.probability,
+        "check_words": say.check_words,
+        "flag_words": say.flag_words,
+        "cell": _cell,
+        "tidy": _tidy,
+        "colour": runtime_colour,
+    }
+    environment.filters.update(filters)
+    environment.globals.update(limit_words=say.limit_words, too_few=say.too_few, unknown=say.NONE)
+    return environment
+
+
+def _cell(text: object) -> str:
+    """Text in a cell of a Markdown table: one line, nothing that ends the cell or starts HTML."""
+    line = " ".join(str(text).split())
+    for sign in "\\`*_|<>[]":
+        line = line.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
+    return line
+
+
+def _tidy(value: object) -> str:
+    """A setting or fact as text: lists with commas, nothing as n/a."""
+    if value is None:
+        return say.NONE
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_tidy(one) for one in value) or "none"
+    if isinstance(value, float):
+        return say.plain(value, 4)
+    return str(value)
+
+
+def _pooled(measurement: Measurement) -> NDArray[np.float64]:
+    blocks = [block for launch in samples_of(measurement) for block in launch]
+    return np.concatenate(blocks) if blocks else np.empty(0)
+
+
+def _interval(found: stats.Interval | None) -> dict[str, float] | None:
+    return asdict(found) if found else None
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"value": float(np.median(values)), "low": min(values), "high": max(values)}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgewise.deploy.convert import ort, ov, run, trt
+from edgewise.deploy.convert import trt_device as device
+from edgewise.deploy.convert.__main__ import main
+from edgewise.deploy.convert.base import Job, Source, dump_job, parse_job
+from edgewise.errors import ContractError, ModelError, RuntimeMissing
+
+SHAPE = (3, 16, 16)
+INTEGERS = ("onnxruntime.int8", "openvino.int8", "litert.int8")
+
+
+def source(small_net: Any, **changes: Any) -> Source:
+    return dataclasses.replace(
+        Source(
+            SHAPE,
+            5,
+            float_onnx=small_net.float_onnx,
+            unsigned_onnx=small_net.unsigned_onnx,
+            signed_onnx=small_net.signed_onnx,
+            half_onnx=small_net.float_onnx,
+            model_folder=small_net.model_folder,
+            calibration=small_net.calibration,
+        ),
+        **changes,
+    )
+
+
+def environment(small_net: Any) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(small_net.root)}
+
+
+# What the files hold
+
+
+@pytest.mark.parametrize("file", INTEGERS)
+def test_int8_files_really_run_in_integers(file: str, reports: Mapping[str, dict[str, Any]]) -> None:
+    report = reports[file]
+    assert report["integer_ops"] == 4  # three convolutions, one linear
+    assert report["float_ops"] == 0
+    assert report["integer_share"] == 1.0
+
+
+@pytest.mark.parametrize("file", ["onnxruntime.float32", "openvino.float32", "openvino.float16", "litert.float16"])
+def test_float_files_are_told_from_int8_ones(file: str, reports: Mapping[str, dict[str, Any]]) -> None:
+    assert reports[file]["integer_ops"] == 0
+    assert reports[file]["float_ops"] == 4
+
+
+def test_sizes_count_every_file_of_the_model(
+    converted: Mapping[str, Path], reports: Mapping[str, dict[str, Any]]
+) -> None:
+    for name, path in converted.items():
+        files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+        assert reports[name]["size_bytes"] == sum(file.stat().st_size for file in files), name
+
+
+def test_half_weights_are_half_as_large(converted: Mapping[str, Path]) -> None:
+    sizes = {name: converted[f"openvino.{name}"].with_suffix(".bin").stat().st_size for name in ("float32", "float16")}
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+
+
+def test_no_file_tells_where_or_by_whom_it_was_made(converted: Mapping[str, Path], small_net: Any) -> None:
+    for path in (*converted.values(), converted["openvino.int8"].with_suffix(".bin")):
+        content = path.read_bytes()
+        for secret in (b"/home/someone", str(small_net.root).encode(), b"small_net_factory", b"rt_info", b"2026."):
+            assert secret not in content, (path.name, secret)
+
+
+def test_names_in_litert_files_are_the_modules_names(converted: Mapping[str, Path]) -> None:
+    content = converted["litert.float32"].read_bytes()
+    assert b"conv1" in content
+    assert b"torch.nn" not in content
+
+
+def test_the_same_bytes_in_another_process(converted: Mapping[str, Path], small_net: Any, tmp_path: Path) -> None:
+    for runtime, precision in (("onnxruntime", "int8"), ("openvino", "int8"), ("litert", "int8")):
+        job = Job(runtime, precision, source(small_net), tmp_path / f"{runtime}.{precision}", timeout_s=300)
+        made = run.convert_in_process(job)
+        first = converted[f"{runtime}.{precision}"]
+        assert made.name == first.name
+        assert made.read_bytes() == first.read_bytes(), runtime
+        if made.suffix == ".xml":
+            assert made.with_suffix(".bin").read_bytes() == first.with_suffix(".bin").read_bytes()
+
+
+# What is refused
+
+
+def test_onnxruntime_refuses_float16(small_net: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no gain"):
+        ort.convert(source(small_net), "float16", tmp_path / "x")
+
+
+@pytest.mark.parametrize("converter", [ort, ov])
+def test_an_int8_graph_that_would_run_in_float_is_an_error(converter: Any, small_net: Any, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="all 4 arithmetic"):
+        converter.convert(source(small_net, unsigned_onnx=small_net.float_onnx), "int8", tmp_path / "x")
+
+
+@pytest.mark.parametrize("converter", [ort, ov, trt])
+def test_a_missing_start_is_named(converter: Any, small_net: Any, tmp_path: Path) -> None:
+    nothing = source(small_net, float_onnx=None, unsigned_onnx=tmp_path / "gone.onnx", signed_onnx=None)
+    with pytest.raises(ModelError, match="starts from an? .*ONNX graph"):
+        converter.convert(nothing, "float32", tmp_path / "x")
+    with pytest.raises(ModelError):
+        converter.convert(nothing, "int8", tmp_path / "x")
+
+
+@pytest.mark.parametrize("converter", [ort, ov])
+def test_a_graph_the_runtime_cannot_read_is_a_model_error(converter: Any, small_net: Any, tmp_path: Path) -> None:
+    model = onnx.load(small_net.float_onnx)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "bad.onnx")
+    with pytest.raises(ModelError, match="refuses the graph"):
+        converter.convert(source(small_net, float_onnx=tmp_path / "bad.onnx"), "float32", tmp_path / "x")
+
+
+# In a process of its own
+
+
+def test_jobs_survive_json(small_net: Any, tmp_path: Path) -> None:
+    job = Job("litert", "int8", source(small_net), tmp_path / "a.b", timeout_s=5)
+    assert parse_job(dump_job(job)) == job
+    for text in ("", "[]", "{}", '{"source": {}}', dump_job(job).replace('"precision"', '"precise"')):
+        with pytest.raises(ModelError, match="not a conversion job"):
+            parse_job(text)
+
+
+def test_an_error_in_the_process_comes_back_as_itself(small_net: Any, tmp_path: Path) -> None:
+    job = Job("onnxruntime", "int8", source(small_net, unsigned_onnx=small_net.float_onnx), tmp_path / "x")
+    with pytest.raises(ContractError, match="in float") as caught:
+        run.convert_in_process(job)
+    assert "log.txt" in caught.value.hint
+
+
+def test_a_crash_is_told_by_its_last_line(small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnx.py").write_text("raise RuntimeError('a broken library')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="RuntimeError: a broken library") as caught:
+        run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x"))
+    log = Path(caught.value.hint.split(": ", 1)[1])
+    assert "Traceback" in log.read_text()
+
+
+def test_a_killed_process_is_told_by_its_signal(
+    small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnx.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="SIGKILL"):
+        run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x"))
+
+
+def test_a_conversion_that_takes_too_long_is_stopped(small_net: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="longer than"):
+        run.convert_in_process(Job("openvino", "float32", source(small_net), tmp_path / "x", timeout_s=0.05))
+
+
+def test_a_missing_runtime_is_told_before_anything_starts(
+    small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run.NEEDED, "litert", (("no_such_package",), "litert"))
+    with pytest.raises(RuntimeMissing, match="no_such_package") as caught:
+        run.convert_in_process(Job("litert", "int8", source(small_net), tmp_path / "x"))
+    assert "edgewise[litert]" in caught.value.hint
+
+
+def test_one_job_from_the_command_line(small_net: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.json").write_text(dump_job(Job("onnxruntime", "float32", source(small_net), tmp_path / "x")))
+    assert main([str(tmp_path / "job.json")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "x.onnx")
+    assert main([]) == 2
+    assert main([str(tmp_path / "gone.json")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_litert_says_what_is_wrong_with_calibration(small_net: Any, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from edgewise.deploy.convert import litert; from edgewise.deploy.convert.base import Source\n"
+        "from edgewise.errors import ModelError\n"
+        "model, bad, out = map(Path, sys.argv[1:])\n"
+        "for calibration in (None, bad):\n"
+        "    try: litert.convert(Source((3, 16, 16), 5, model_folder=model, calibration=calibration), 'int8', out)\n"
+        "    except ModelError as error: print(error.message)\n"
+    )
+    np.save(tmp_path / "bad.npy", np.zeros((2, 16, 16, 3), np.float32))
+    command = [sys.executable, "-c", code, str(small_net.model_folder), str(tmp_path / "bad.npy"), str(tmp_path / "x")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(small_net), check=True)
+    none, wrong = done.stdout.splitlines()
+    assert "calibration samples" in none
+    assert "(N, 3, 16, 16)" in wrong
+    assert "(2, 16, 16, 3)" in wrong
+
+
+# Quantizers come off, weights stay on their grid
+
+
+def test_stripping_leaves_weights_as_the_quantizers_see_them(small_net: Any) -> None:
+    import torch
+
+    from edgewise.compress.quantize import insert_quantizers
+    from edgewise.compress.saved import load_model
+    from edgewise.compress.strip import strip_quantizers
+
+    plain, _ = load_model(small_net.model_folder)
+    quantized = insert_quantizers(plain, small_net.images[:8])
+    x = torch.from_numpy(small_net.images)
+    with torch.no_grad():
+        before = quantized(x).numpy()
+    names = {name for name, _ in quantized.named_parameters() if "__nncf" not in name}
+    stripped = strip_quantizers(quantized, SHAPE)
+    assert {name for name, _ in stripped.named_parameters()} == names
+    assert not any("nncf" in name for name, _ in stripped.named_modules())
+    assert not any("nncf" in key for key in stripped.state_dict())
+    for layer in ("conv1", "conv2", "conv3", "linear"):
+        weight = stripped.get_submodule(layer).weight.detach().flatten(1)
+        for row in weight:  # at most 256 values a channel, all multiples of one step
+            steps = row / (row.abs().max() / 127)
+            assert row.unique().numel() <= 256
+            assert (steps - steps.round()).abs().max() < 1e-3, layer
+    with torch.no_grad():
+        after = stripped(x).numpy()
+    noise = np.square(after - before).sum() / np.square(before).sum()
+    assert 0 < noise < 0.01  # the activations' rounding is gone, and that is all
+    assert strip_quantizers(stripped, SHAPE) is stripped
+
+
+# TensorRT's bundle
+
+
+def test_the_bundle_says_what_it_is_and_that_no_engine_was_built(small_net: Any, tmp_path: Path) -> None:
+    contract = tmp_path / "contract.json"
+    contract.write_text('{"findings": []}')
+    path = trt.convert(source(small_net, contract=contract), "int8", tmp_path / "small.int8")
+    manifest = json.loads(path.read_text())
+    assert path == tmp_path / "small.int8.trt" / "manifest.json"
+    assert manifest["built"] is False
+    assert manifest["engine"] is None
+    assert "Run build.sh on the device" in manifest["reason"]
+    assert manifest["main"] == "model.int8.onnx"
+    assert manifest["input"] == {"name": "input", "dtype": "float32", "shape": [None, 3, 16, 16]}
+    assert manifest["contract"] == {"findings": []}
+    assert set(manifest["files"]) == {"model.int8.onnx", "model.fp16.onnx"}
+    for name, entry in manifest["files"].items():
+        assert entry["sha256"] == hashlib.sha256((path.parent / name).read_bytes()).hexdigest()
+        assert entry["opset"] == 20
+    again = trt.convert(source(small_net, contract=contract), "int8", tmp_path / "small.int8")
+    assert json.loads(again.read_text()) == manifest
+
+
+def test_the_bundle_refuses_uint8_and_new_opsets(small_net: Any, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="no uint8"):
+        trt.convert(source(small_net, signed_onnx=small_net.unsigned_onnx), "int8", tmp_path / "x")
+    model = onnx.load(small_net.float_onnx)
+    model.opset_import[0].version = 21
+    onnx.save(model, tmp_path / "new.onnx")
+    with pytest.raises(ModelError, match="9 to 20"):
+        trt.convert(source(small_net, float_onnx=tmp_path / "new.onnx"), "float32", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "timing"),
+    [
+        ("100300", 0, []),
+        ("101602", 0, []),
+        ("110000", 0, ["--noCudaGraph", "--noSpinWait", "--includeDataTransfers"]),
+        ("100200", 2, []),
+        ("8601", 2, []),
+    ],
+)
+def test_the_build_script_tells_each_version_the_same_thing(
+    version: str, code: int, timing: list[str], small_net: Any, tmp_path: Path
+) -> None:
+    # A folder with a space, and a trtexec that only writes down how it was called.
+    folder = trt.convert(source(small_net), "int8", tmp_path / "a folder" / "small").parent
+    calls = tmp_path / "calls"
+    fake = tmp_path / "trtexec"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f"if [ \"$1\" = --help ]; then echo '&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] [b1]'; exit 0; fi\n"
+        f"printf '%s\\n' \"$*\" >> '{calls}'\n"
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", str(folder / "build.sh")],
+        env={**os.environ, "TRTEXEC": str(fake), "BATCH": "4"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "10.3 or later" in done.stderr
+        return
+    builds = [line.split() for line in calls.read_text().splitlines() if "--onnx" in line]
+    times = [line.split() for line in calls.read_text().splitlines() if "--loadEngine" in line]
+    assert [line[0] for line in builds] == ["--onnx=model.fp16.onnx", "--onnx=model.int8.onnx"]
+    for line in builds:
+        assert "--stronglyTyped" in line
+        assert "--optShapes=input:4x3x16x16" in line
+        assert not {"--fp16", "--int8", "--best"} & set(line)
+    for line in times:
+        assert [flag for flag in line if flag in ("--noCudaGraph", "--noSpinWait", "--includeDataTransfers")] == timing
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "2x", "1;touch evil", "$(touch evil)"])
+def test_the_build_script_takes_nothing_but_numbers(batch: str, tmp_path: Path) -> None:
+    script = tmp_path / "build.sh"
+    script.write_text(device.BUILD_SH)
+    done = subprocess.run(
+        ["/bin/sh", str(script)], env={**os.environ, "BATCH": batch}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "whole number" in done.stderr
+    assert not list(tmp_path.glob("evil*"))
+
+
+def test_layers_are_read_from_a_builder_log() -> None:
+    log = (
+        "Layers:\n"
+        "Name: q, LayerType: kgen, Inputs: [ { Name: input, Dimensions: [1,3], Datatype: Float, Format: x }], "
+        "Outputs: [ { Name: a, Datatype: Int8 }], TacticName: y\n"
+        "Name: conv, LayerType: correlation, Inputs: [ { Name: a, Datatype: Int8 }, { Name: b, Datatype: Half }], "
+        "Constants: [ { Name: w, Datatype: Int8 }], Outputs: [ { Name: c, Datatype: Float }]\n"
+        "something else\n"
+    )
+    assert trt.parse_layers(log) == [("kgen", ("Float",)), ("correlation", ("Int8", "Half"))]
+
+
+def test_tensorrt_rtx_accepts_the_graphs(small_net: Any) -> None:
+    if trt._rtx() is None:
+        pytest.skip("tensorrt_rtx isn't here (optional): pip install tensorrt-rtx")
+    report = trt.conformance(small_net.signed_onnx, (1, *SHAPE))
+    assert report is not None
+    assert report["integer_ops"] >= 3
+    with pytest.raises(ContractError, match="refuses"):
+        bad = onnx.load(small_net.float_onnx)
+        bad.graph.node[0].op_type = "NoSuchOperator"
+        path = small_net.root / "bad_for_rtx.onnx"
+        onnx.save(bad, path)
+        trt.conformance(path, (1, *SHAPE))
