@@ -1,6 +1,6 @@
 """Offline distillation: a frozen teacher, a student, labels, and any of the losses on the same augmented view.
 
-    L = w_ce * CE(z_s, y) + sum over losses of weight * loss(student, teacher)
+L = w_ce * CE(z_s, y) + sum over losses of weight * loss(student, teacher)
 """
 
 from __future__ import annotations

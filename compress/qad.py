@@ -40,7 +40,5 @@ def quantize(
     quantized = insert_quantizers(model, calibration)
     if config.fit is None:
         return quantized, []
-    history = distill(
-        quantized, model, split, config, seed=seed, augment=augment, checkpoint=checkpoint, tick=tick
-    )
+    history = distill(quantized, model, split, config, seed=seed, augment=augment, checkpoint=checkpoint, tick=tick)
     return quantized.eval(), history

@@ -1,14 +1,42 @@
-"""Take the fake quantizers off a model again, leaving weights that lie on the grid they were trained on."""
+"""Take the fake quantizers off a model again, and keep what they learned: weights on their grid, ranges of activations."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edgewise.errors import ModelError
 
 HOOKS = "__nncf_hooks"  # where NNCF 3.4 keeps its quantizers, beside the forward it wraps
 WRAPPED = ("forward", "_replicate_for_data_parallel")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One quantizer: the tensor it was given and the range it maps onto its levels.
+
+    Args:
+        values: of a parameter (as the quantizer sees it), or of an activation (1, ...) in a run with float activations.
+        low: the value of the lowest level; of shape (), or with one entry along the channel axis.
+        high: the value of the highest level, likewise.
+        levels: how many there are.
+        weight: whether ``values`` is a parameter.
+    """
+
+    values: NDArray[np.float32]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    levels: int
+    weight: bool
+
+    @property
+    def step(self) -> NDArray[np.float64]:
+        """The distance between two levels."""
+        return (self.high - self.low) / (self.levels - 1)
 
 
 def strip_quantizers(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
@@ -29,47 +57,90 @@ def strip_quantizers(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
         ModelError: a quantizer gets a weight that was reshaped or computed on the way, so it can't be written back.
     """
     model.eval()
-    storage = getattr(model, HOOKS, None)
-    if storage is None:
+    if not hasattr(model, HOOKS):
         return model
+    given = _given(model, torch.zeros(1, *input_shape))
+    baked: dict[str, torch.Tensor] = {}
+    for quantizer, name in _owners(model, given).items():
+        parameter = model.get_parameter(name)
+        if given[quantizer].shape != parameter.shape or given[quantizer].stride() != parameter.stride():
+            raise ModelError("its quantizer gets it reshaped: it can't be written back", where=name)
+        with torch.no_grad():
+            baked[name] = quantizer(parameter)
+    for name, value in baked.items():
+        model.get_parameter(name).data.copy_(value)
+    delattr(model, HOOKS)
+    for attribute in WRAPPED:  # NNCF's forward lives on the instance and hides the class's own
+        model.__dict__.pop(attribute, None)
+    return model
+
+
+def learned_ranges(model: nn.Module, sample: NDArray[np.float32]) -> list[Learned]:
+    """What each quantizer learned; none where the model has no quantizers. The activations' quantizers are switched off.
+
+    Args:
+        model: with NNCF's hooks.
+        sample: (1, C, H, W), any real input: the values it gives rise to tell the tensors apart.
+    """
+    model.eval()
+    if not hasattr(model, HOOKS):
+        return []
+    inputs = torch.from_numpy(np.ascontiguousarray(sample))
+    weights = _owners(model, _given(model, inputs))
+    for quantizer in _quantizers(model):
+        if quantizer not in weights:
+            quantizer.get_buffer("enabled")[0] = 0
+    learned = []
+    for quantizer, tensor in _given(model, inputs).items():
+        is_weight = quantizer in weights
+        with torch.no_grad():
+            low, high = quantizer.get_input_low_input_high()
+            values = quantizer(tensor) if is_weight else tensor
+        learned.append(
+            Learned(
+                values=values.detach().cpu().numpy().copy(),
+                low=_bound(low),
+                high=_bound(high),
+                levels=int(quantizer.levels),
+                weight=is_weight,
+            )
+        )
+    return learned
+
+
+def _quantizers(model: nn.Module) -> list[nn.Module]:
+    return [module for _, module in getattr(model, HOOKS).named_hooks(remove_duplicate=True)]
+
+
+def _given(model: nn.Module, inputs: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
+    """The tensor that each quantizer is called with, last."""
     given: dict[nn.Module, torch.Tensor] = {}
-    quantizers = [module for _, module in storage.named_hooks(remove_duplicate=False)]
 
     def remember(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         given[module] = args[0]
 
-    handles = [module.register_forward_pre_hook(remember) for module in quantizers]
+    handles = [module.register_forward_pre_hook(remember) for module in _quantizers(model)]
     first = next(model.parameters())
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *input_shape, dtype=first.dtype, device=first.device))
+            model(inputs.to(dtype=first.dtype, device=first.device))
     finally:
         for handle in handles:
             handle.remove()
-    inner = {id(parameter) for parameter in storage.parameters()}
-    owners = {
-        parameter.untyped_storage().data_ptr(): (name, parameter)
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in inner
-    }
-    baked: dict[str, torch.Tensor] = {}
-    for module, tensor in given.items():
-        owner = owners.get(tensor.untyped_storage().data_ptr())
-        if owner is None:
-            continue  # an activation
-        name, parameter = owner
-        if tensor.shape != parameter.shape or tensor.stride() != parameter.stride():
-            raise ModelError("its quantizer gets it reshaped: it can't be written back", where=name)
-        with torch.no_grad():
-            baked[name] = module(parameter)
-    for name, value in baked.items():
-        model.get_parameter(name).data.copy_(value)
-    _unwrap(model)
-    return model
+    return given
 
 
-def _unwrap(model: nn.Module) -> None:
-    """Undo NNCF's wrapping: its forward lives on the instance and hides the class's own."""
-    delattr(model, HOOKS)
-    for name in WRAPPED:
-        model.__dict__.pop(name, None)
+def _owners(model: nn.Module, given: dict[nn.Module, torch.Tensor]) -> dict[nn.Module, str]:
+    """The name of the parameter that each quantizer is given, of those that are given one: they share its memory."""
+    own = {id(parameter) for parameter in getattr(model, HOOKS).parameters()}
+    names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters() if id(p) not in own}
+    found = {quantizer: names.get(tensor.untyped_storage().data_ptr()) for quantizer, tensor in given.items()}
+    return {quantizer: name for quantizer, name in found.items() if name is not None}
+
+
+def _bound(value: torch.Tensor) -> NDArray[np.float64]:
+    array = value.detach().cpu().numpy().astype(np.float64)
+    return array.reshape(()) if array.size == 1 else array
+
+
+__all__ = ["Learned", "learned_ranges", "strip_quantizers"]

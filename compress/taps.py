@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def tapped(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tenso
     modules = dict(model.named_modules())
     features: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             features[name] = output
 
@@ -31,7 +31,7 @@ def tapped(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tenso
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=3)
             raise ModelError(f"the model has no layer {name!r}", where="losses.layers", hint=f"near: {', '.join(near)}")
-    handles = [modules[name].register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names]
     try:
         yield features
     finally:

@@ -81,7 +81,11 @@ def _optimizer(model: nn.Module, config: Fit) -> torch.optim.Optimizer:
     o = config.optimizer
     if isinstance(o, Sgd):
         return torch.optim.SGD(
-            parameters, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0, weight_decay=o.weight_decay
+            parameters,
+            lr=o.lr,
+            momentum=o.momentum,
+            nesterov=o.nesterov and o.momentum > 0,
+            weight_decay=o.weight_decay,
         )
     return torch.optim.AdamW(parameters, lr=o.lr, weight_decay=o.weight_decay)
 
@@ -171,7 +175,11 @@ def fit(
                 history.append(Epoch(epoch + 1, sum(means.values()), means, peaks[0] * factor))
                 sums = {}
             last = history[-1].loss if history else math.nan
-            tick(done, total, f"epoch {epoch + 1}/{config.epochs} loss {sum(sums.values()) / (step + 1) if sums else last:.3f}")
+            tick(
+                done,
+                total,
+                f"epoch {epoch + 1}/{config.epochs} loss {sum(sums.values()) / (step + 1) if sums else last:.3f}",
+            )
             if checkpoint is not None and done < total and (done % config.checkpoint_every == 0 or done % steps == 0):
                 if fabric.is_global_zero:
                     state = {"done": done, "sums": sums, "history": [asdict(e) for e in history]}

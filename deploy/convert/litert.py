@@ -2,9 +2,12 @@
 
 INT8 is static, per channel, with float input and output. CNNs are quantized whole; a transformer only in its
 fully-connected and convolution layers, because LiteRT's quantized softmax, GELU and normalisation are slower than float
-and cost accuracy. Weights come fake-quantized from training; activation ranges are measured again on the calibration
-samples (minimum and maximum over all of them: the quantizer's own default is a moving average that depends on their
-order).
+and cost accuracy.
+
+Ranges are measured on the calibration samples: minimum and maximum over all of them (the quantizer's own default is a
+moving average that depends on their order). What a fake-quantized model has learned takes their place wherever a tensor
+of the file is one that a quantizer was given in torch: found not by its name, which the conversion mangles, but by its
+values on one sample.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgewise.compress.strip import strip_quantizers
+from edgewise.compress.strip import Learned, learned_ranges, strip_quantizers
 from edgewise.deploy.config import Precision
 from edgewise.deploy.convert.base import Source, named, need, write_report
 from edgewise.errors import ContractError, ModelError
@@ -30,6 +33,10 @@ ARITHMETIC = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATC
 TRANSFORMER_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 TRANSFORMER_MARKS = frozenset(("SOFTMAX", "GELU", "BATCH_MATMUL"))
 INT8_BITS = 8
+INT8_STEPS = 127
+MATCH = 1e-4  # of the largest value: float32 sums in another order
+
+Range = dict[str, NDArray[np.float32]]
 
 
 class Named(nn.Module):
@@ -80,13 +87,17 @@ def convert_module(
         ModelError: int8 without calibration samples, or a model that litert-torch can't convert.
         ContractError: an int8 file whose arithmetic stayed in float.
     """
+    if precision == "int8" and calibration is None:
+        raise ModelError("int8 for LiteRT needs calibration samples (N, C, H, W)", where="calibration")
+    learned = [] if calibration is None else learned_ranges(model, calibration[:1])
     content = _to_float(strip_quantizers(model, input_shape), input_shape)
+    notes: dict[str, int] = {}
     if precision == "float16":
         content = _to_float16(content)
-    elif precision == "int8":
-        if calibration is None:
-            raise ModelError("int8 for LiteRT needs calibration samples (N, C, H, W)", where="calibration")
-        content = _to_int8(content, calibration)
+    elif calibration is not None and precision == "int8":
+        ranges = match_ranges(content, calibration[:1], learned)
+        notes = {"quantizers": len(learned), "tensors_with_learned_ranges": len(ranges)}
+        content = _to_int8(content, calibration, ranges)
     path = named(out, ".tflite")
     path.write_bytes(content)
     ops = _ops(content)
@@ -104,6 +115,7 @@ def convert_module(
             "integer_ops": integer,
             "float_ops": floating,
             "integer_share": integer / (integer + floating) if integer + floating else 0.0,
+            **notes,
         },
     )
     return path
@@ -170,7 +182,57 @@ def _to_float16(content: bytes) -> bytes:
     return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
-def _to_int8(content: bytes, calibration: NDArray[np.float32]) -> bytes:
+def match_ranges(content: bytes, sample: NDArray[np.float32], learned: list[Learned]) -> dict[str, Range]:
+    """{tensor name: {"min", "max"}} for the tensors of a float file that quantizers were given in torch.
+
+    The same values are the same tensor, whatever its layout: both sides are compared sorted.
+
+    Args:
+        content: the float file.
+        sample: (1, C, H, W), the input that ``learned`` was read with.
+        learned: see ``edgewise.compress.strip``.
+    """
+    if not learned:
+        return {}
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    # Without XNNPACK: its fused ops leave the tensors between them empty.
+    interpreter = Interpreter(
+        model_content=content,
+        num_threads=1,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], sample)
+    interpreter.invoke()
+    by_size: dict[int, list[tuple[NDArray[np.float32], Learned]]] = {}
+    for entry in learned:
+        by_size.setdefault(entry.values.size, []).append((np.sort(entry.values, axis=None), entry))
+    found: dict[str, Range] = {}
+    for detail in interpreter.get_tensor_details():
+        if detail["dtype"] != np.float32 or not by_size.get(int(np.prod(detail["shape"]))):
+            continue
+        values = interpreter.get_tensor(detail["index"])
+        for expected, entry in by_size[values.size]:
+            if np.allclose(np.sort(values, axis=None), expected, rtol=0, atol=MATCH * np.abs(expected).max()):
+                found[detail["name"]] = _range(entry, values.shape)
+                break
+    return found
+
+
+def _range(entry: Learned, shape: tuple[int, ...]) -> Range:
+    """What the quantizer must be told to arrive at the learned step."""
+    if not entry.weight:
+        return {"min": entry.low.astype(np.float32), "max": entry.high.astype(np.float32)}
+    # Weights are symmetric in LiteRT, 127 steps each way. Depthwise ones have their channels last.
+    bound = INT8_STEPS * entry.step.reshape(-1)
+    axis = 0 if shape[0] == bound.size else len(shape) - 1
+    bound = bound.reshape([-1 if i == axis else 1 for i in range(len(shape))]).astype(np.float32)
+    return {"min": -bound, "max": bound}
+
+
+def _to_int8(content: bytes, calibration: NDArray[np.float32], ranges: dict[str, Range]) -> bytes:
     from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
@@ -186,7 +248,11 @@ def _to_int8(content: bytes, calibration: NDArray[np.float32]) -> bytes:
     measured = calibrator.Calibrator(bytes(content), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     # A list: a generator would be used up by the calibrator's count of its length.
     measured.calibrate({SIGNATURE: [{"input": sample[None]} for sample in calibration]}, recipe)
-    result = worker.quantize(measured.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False)
+    known = dict(measured.get_model_qsvs())
+    for name, value in ranges.items():
+        if name in known:
+            known[name] = {key: value[key].reshape(np.shape(known[name][key])) for key in ("min", "max")}
+    result = worker.quantize(known, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -98,7 +97,9 @@ def spread(targets: Int, count: int) -> Int:
 def _read(path: Path) -> tuple[dict[str, _Packed], tuple[str, ...]]:
     where = str(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy leaves a file open where it is not a whole archive.
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DataError("expected a .npz archive, got a single array", where=where)
             keys = list(file.files)
@@ -108,7 +109,9 @@ def _read(path: Path) -> tuple[dict[str, _Packed], tuple[str, ...]]:
             names = tuple(map(str, file["class_names"])) if "class_names" in keys else ()
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint="check the path; it is relative to the recipe") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, NotImplementedError) as cause:
+    except DataError:
+        raise
+    except Exception as cause:  # arbitrary bytes: zip, zlib and numpy fail in many ways
         # numpy says so where an array of Python objects, that is a pickle, would have to be read
         what = "holds Python objects, which are not read" if "allow_pickle" in str(cause) else f"can't be read: {cause}"
         raise DataError(

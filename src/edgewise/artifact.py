@@ -49,8 +49,11 @@ class Artifact:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sha256_json(value: Any) -> str:
@@ -105,8 +108,10 @@ def load(folder: Path) -> Artifact:
 def workplace(root: Path, name: str, key: str) -> Iterator[tuple[Path, Path]]:
     """(payload, scratch) folders of a stage at work. The payload starts empty; scratch survives a killed process."""
     partial = stage_folder(root, name, key).with_suffix(".partial")
-    payload, scratch = partial / "payload", partial / "scratch"
-    shutil.rmtree(payload, ignore_errors=True)
+    # Each try has a payload folder of its own: a child that outlived a killed run can't write into this one.
+    payload, scratch = partial / f"payload-{os.getpid()}", partial / "scratch"
+    for left in partial.glob("payload-*"):
+        shutil.rmtree(left, ignore_errors=True)
     payload.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
     yield payload, scratch

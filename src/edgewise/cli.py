@@ -126,11 +126,12 @@ def report(run: Run, json: Json = False, debug: Debug = False) -> None:
     """Write the report of a finished run again: HTML, Markdown, JSON, JUnit."""
     with guard(debug):
         from edgewise import pipeline
+        from edgewise.bench.report.write import FILES
         from edgewise.output import print_json
 
         with _console(json):
             page = pipeline.report(run)
-        files = sorted(path for path in page.parent.iterdir() if path.is_file())
+        files = [page.parent / name for name in FILES if (page.parent / name).exists()]
         if json:
             print_json({"report": str(page), "files": [str(path) for path in files]})
         else:

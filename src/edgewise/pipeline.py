@@ -22,7 +22,8 @@ from edgewise import artifact, stages
 from edgewise.artifact import Artifact
 from edgewise.compress.config import Distill, Prune, Quantize, Train
 from edgewise.config import Config
-from edgewise.errors import ArtifactError
+from edgewise.deploy.config import Precision, RuntimeName
+from edgewise.errors import ArtifactError, RecipeError, RuntimeMissing
 from edgewise.models.config import ModelFactory
 from edgewise.models.tasks.base import Task
 from edgewise.recipe import Recipe, Student
@@ -47,6 +48,7 @@ CONVERTERS = {
     "tensorrt": ("onnx",),
 }
 TORCH = ("torch", "numpy")
+LIBRARIES: dict[type[Config], tuple[str, ...]] = {Prune: ("torch-pruning",), Quantize: ("nncf",)}
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,11 @@ def plan(recipe: Recipe) -> list[Step]:
     if isinstance(recipe.student, Student):
         model = add("student", stages.teacher, recipe.student, {}, torch_versions)
     float_model, quantized = model, None
-    for number, config in enumerate(recipe.stages, start=1):
-        parents = {"model": model, "teacher": teacher} if isinstance(config, Distill) else {"model": model}
-        extra = {Prune: ("torch-pruning",), Quantize: ("nncf",)}.get(type(config), ())
-        model = add(f"{number}-{config.kind}", WORK[type(config)], config, parents, artifact.versions(*TORCH, *extra))
-        if isinstance(config, Quantize):
+    for number, stage in enumerate(recipe.stages, start=1):
+        parents = {"model": model, "teacher": teacher} if isinstance(stage, Distill) else {"model": model}
+        versions = artifact.versions(*TORCH, *LIBRARIES.get(type(stage), ()))
+        model = add(f"{number}-{stage.kind}", WORK[type(stage)], stage, parents, versions)
+        if isinstance(stage, Quantize):
             quantized = model
         else:
             float_model = model
@@ -170,34 +172,28 @@ def plan(recipe: Recipe) -> list[Step]:
     half = {"half": "tensorrt" in wanted}  # float16 graphs, which only TensorRT starts from
     export = add("export", stages.export, half, exported, artifact.versions("torch", "onnx", "onnxscript", "nncf"))
     files = _files(wanted, teacher, float_model, quantized)
-    for file in files:
+    bundles = [
+        Wanted(f"tensorrt-{precision}", "tensorrt", precision, "candidate", "", "", quantized or float_model)
+        for precision in wanted.get("tensorrt", ())
+    ]
+    for file in [*files, *bundles]:
         config = {"runtime": file.runtime, "precision": file.precision, "role": file.role}
         parents = {"export": export, "samples": "samples", "model": file.against}
         add(file.name, stages.convert, config, parents, artifact.versions(*CONVERTERS[file.runtime]))
-    for precision in wanted.get("tensorrt", ()):
-        config = {"runtime": "tensorrt", "precision": precision, "role": "candidate"}
-        against = quantized if precision == "int8" and quantized else float_model
-        parents = {"export": export, "samples": "samples", "model": against}
-        add(f"tensorrt-{precision}", stages.convert, config, parents, artifact.versions("onnx"))
     if files:
-        config = {
+        bench = {
             "files": [asdict(file) for file in files],
             "bench": recipe.bench.model_dump(mode="json"),
             "device": provenance()["device"],
         }
         needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
-        add(
-            "measure",
-            stages.measure,
-            config,
-            {name: name for name in needed},
-            {**artifact.versions(), **runtime_versions()},
-        )
+        versions = {**artifact.versions(), **runtime_versions()}
+        add("measure", stages.measure, bench, {name: name for name in needed}, versions)
     return steps
 
 
 def _files(
-    wanted: Mapping[str, tuple[str, ...]], teacher: str, float_model: str, quantized: str | None
+    wanted: Mapping[RuntimeName, tuple[Precision, ...]], teacher: str, float_model: str, quantized: str | None
 ) -> list[Wanted]:
     """The files to convert and measure: for each runtime the float teacher (the reference), the float student (the
     parent), and what was asked for. TensorRT is not among them: its engines are built and timed on the device."""
@@ -282,7 +278,6 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
 def _require_runtimes(recipe: Recipe) -> None:
     """Say what is missing before hours of training, not after."""
     from edgewise.deploy.runtimes import MODULES
-    from edgewise.errors import RuntimeMissing
 
     for target in recipe.deploy.targets:
         missing = import_module(MODULES[target.runtime]).missing()
@@ -381,9 +376,9 @@ def gate_run(folder: Path, budget: Path | None) -> Verdict:
         ArtifactError: ``folder`` isn't a finished run.
         RecipeError: no budget, or one with mistakes.
     """
-    from edgewise.bench.gate import gate, load_budget
+    from edgewise.bench.gate import gate
     from edgewise.bench.record import load_results
-    from edgewise.errors import RecipeError
+    from edgewise.recipe_file import load_budget
 
     recipe, _, done = _opened(folder)
     limits = load_budget(budget) if budget is not None else recipe.budget
@@ -442,7 +437,9 @@ def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: l
         if name.startswith("tensorrt-"):
             manifest = json.loads(made.file(made.metrics["main"]).read_text())
             bundles.append(BundleRow(name, manifest["built"], manifest["reason"], tuple(made.files)))
-    skipped = next((made.metrics["skipped"] for made in done.values() if made.metrics.get("skipped")), {})
+    skipped: dict[str, str] = next(
+        (made.metrics["skipped"] for made in done.values() if made.metrics.get("skipped")), {}
+    )
     parity = json.loads(done["measure"].file("parity.json").read_text())
     return Context(
         name=recipe.name,

@@ -255,7 +255,8 @@ def _source(work: Work) -> Source:
 
 def convert(work: Work) -> dict[str, Any]:
     """One file for one runtime, made in a process of its own."""
-    from edgewise.deploy.convert.run import Job, convert_in_process
+    from edgewise.deploy.convert.base import Job
+    from edgewise.deploy.convert.run import convert_in_process
 
     job = Job(
         runtime=work.config["runtime"],

@@ -28,7 +28,7 @@ def _launch(index: int, random: np.random.Generator, ms: float, runs: int, peak:
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Callable[..., Results]:
-    """``made_up({"name": {ms, size, scores, role, ...}}) -> Results`` with scores on disk, float teacher and student given.
+    """``made_up({"name": {ms, size, scores, role, ...}}) -> Results``, scores on disk, the float files given.
 
     ``teacher`` 10 ms, 1,000,000 bytes; ``student`` 4 ms, 400,000 bytes; both right on all 2,000 samples.
     """
@@ -94,7 +94,7 @@ def scores() -> Callable[[int, int], Any]:
 
 @pytest.fixture
 def onnx_file(tmp_path: Path) -> Callable[..., Path]:
-    """``onnx_file(name, width, fixed_batch=None)``: an ONNX file, (N, 3, 4, 4) to (N, 5), with ``width`` hidden units."""
+    """``onnx_file(name, width, fixed_batch=None)``: (N, 3, 4, 4) to (N, 5) by way of ``width`` hidden units."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     from onnx import helper, numpy_helper
 

@@ -115,12 +115,12 @@ def test_interval_of_the_median_covers_it(kind: str, launches: int, monkeypatch:
     monkeypatch.setattr(stats, "RESAMPLES", 300)
     random = np.random.default_rng(3)
     covered = 0
-    for trial in range(200):
+    for trial in range(120):
         (found,) = stats.bootstrap_percentiles(_series(kind, random, launches), [0.5], seed=trial)
         assert found is not None
         covered += found.low <= 1 <= found.high
-    # Nominal 95 %, and 200 trials: 91 % and more is within chance of 93 %. A plain bootstrap of launches covers some 80 %.
-    assert covered >= 0.91 * 200
+    # 93 % of 120 within chance. Quantiles of a bootstrap over three launches that differ cover some 80 %.
+    assert covered >= 0.90 * 120
 
 
 def test_paired_ratio_is_exact_where_blocks_only_scale() -> None:

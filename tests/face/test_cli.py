@@ -302,10 +302,11 @@ def test_gate_and_report_of_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_report_names_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("report.html", "report.md"):
+    for name in ("report.html", "report.md", ".lock", "run.json"):
         (tmp_path / name).touch()
     monkeypatch.setattr(pipeline, "report", lambda folder: folder / "report.html")
-    assert call("report", tmp_path).stdout.splitlines()[0] == str(tmp_path / "report.html")
+    said = call("report", tmp_path).stdout.splitlines()
+    assert said == [str(tmp_path / "report.html"), str(tmp_path / "report.md")]
     value = json.loads(call("report", tmp_path, "--json").stdout)
     assert value["report"] == str(tmp_path / "report.html")
 

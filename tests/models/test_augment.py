@@ -69,5 +69,6 @@ def test_input_is_left_alone_and_nothing_asked_is_nothing_done() -> None:
     kept = batch.copy()
     out = augment(batch, index, TOTAL, BOTH, 0, 0)
     assert np.array_equal(batch, kept)
-    assert (out.dtype, out.shape) == (np.float32, batch.shape)
+    assert out.dtype == np.float32
+    assert out.shape == batch.shape
     assert augment(batch, index, TOTAL, Augment(), 0, 0) is batch

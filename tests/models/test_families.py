@@ -113,7 +113,7 @@ def test_the_named_taps_are_feature_maps() -> None:
         model = build(config, CIFAR, 10)
         shapes: list[torch.Size] = []
         for name in module.TAPS:
-            model.get_submodule(name).register_forward_hook(lambda _m, _i, out: shapes.append(out.shape[2:]))
+            model.get_submodule(name).register_forward_hook(lambda _m, _i, out, to=shapes: to.append(out.shape[2:]))
         model(torch.randn(2, *CIFAR))
         assert len(shapes) == len(set(shapes)) == len(module.TAPS)  # one for each map size
 
@@ -215,7 +215,7 @@ def test_a_vit_forgets_the_order_of_patches_without_positions() -> None:
     x = torch.randn(1, *CIFAR)
     swapped = torch.cat([x[..., 16:], x[..., :16]], dim=-1)
     assert not torch.allclose(model(x), model(swapped), atol=1e-6)
-    model.pos_embed.data.zero_()  # type: ignore[union-attr, operator]
+    model.pos_embed.data.zero_()  # type: ignore[operator]
     assert torch.allclose(model(x), model(swapped), atol=1e-6)
 
 
@@ -228,7 +228,8 @@ def test_fresh_weights_come_from_the_seed_and_every_one_learns(config: Any) -> N
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     out = first(torch.randn(4, *CIFAR))
     assert out.std() < 10  # the signal neither dies nor explodes at the start
-    F.cross_entropy(out, torch.tensor([0, 1, 2, 3])).backward()
+    loss = F.cross_entropy(out, torch.tensor([0, 1, 2, 3]))
+    loss.backward()  # type: ignore[no-untyped-call]
     assert [name for name, p in first.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
 
 
@@ -248,7 +249,7 @@ def test_no_activation_module_is_shared() -> None:
         calls: list[nn.Module] = []
         for module in model.modules():
             if not list(module.children()):
-                module.register_forward_hook(lambda module, _i, _o: calls.append(module))
+                module.register_forward_hook(lambda module, _i, _o, to=calls: to.append(module))
         model(torch.randn(2, *CIFAR))
         assert len(calls) == len(set(calls))
 

@@ -90,8 +90,13 @@ def test_packed_jpeg_is_what_pillow_decodes(tmp_path: Path, shape: tuple[int, ..
     jpeg, length = packed(images)
     path = save(
         tmp_path / "a.npz",
-        **{"x_train": None, "x_test": None, "jpeg_train": jpeg, "length_train": length},
-        **{"jpeg_test": jpeg, "length_test": length, "y_test": np.arange(12) % 3},
+        x_train=None,
+        x_test=None,
+        jpeg_train=jpeg,
+        length_train=length,
+        jpeg_test=jpeg,
+        length_test=length,
+        y_test=np.arange(12) % 3,
         class_names=np.array(["cat", "dog", "emu"]),
     )
     task = load_task(Arrays(path=path, mean=(0.0,), std=(1.0,)))
@@ -104,7 +109,7 @@ def test_packed_jpeg_is_what_pillow_decodes(tmp_path: Path, shape: tuple[int, ..
 
 def test_val_and_limits_are_fixed_disjoint_and_alike_in_classes(tmp_path: Path) -> None:
     labels = np.arange(300) % 3
-    path = save(tmp_path / "a.npz", x_train=pixels(300, 2, 2), y_train=labels)
+    path = save(tmp_path / "a.npz", x_train=pixels(300, 2, 2), y_train=labels, x_test=pixels(6, 2, 2))
     first, again = (load_task(Arrays(path=path, val_size=30, train_limit=90, test_limit=3)) for _ in range(2))
     train, val, test = (first.splits[name] for name in ("train", "val", "test"))
     assert (len(train.ids), len(val.ids), len(test.ids)) == (90, 30, 3)
@@ -201,14 +206,14 @@ def test_damage_inside_the_file_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[300] ^= 255
     path.write_bytes(content)
-    with pytest.raises(DataError, match="can't be read: .*CRC"):
+    with pytest.raises(DataError, match=r"can't be read: .*CRC"):
         load_task(Arrays(path=path))
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     for load in (load_task, fingerprint):
         with pytest.raises(DataError, match="o such file"):
-            load(Arrays(path=tmp_path / "none.npz"))  # type: ignore[operator]
+            load(Arrays(path=tmp_path / "none.npz"))
     (tmp_path / "page.npz").write_text("<html>")
     with pytest.raises(DataError):
         load_task(Arrays(path=tmp_path / "page.npz"))

@@ -1,0 +1,214 @@
+"""Budgets on results whose truth is known."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.bench.config import Budget
+from edgewise.bench.gate import CHECKS, EXIT_CODES, Check, gate, load_budget
+from edgewise.bench.record import Results
+from edgewise.errors import RecipeError
+
+MadeUp = Callable[..., Results]
+
+
+def _only(budget: Budget, results: Results) -> Check:
+    (check,) = gate(budget, results).checks
+    return check
+
+
+def test_every_key_of_a_budget_has_its_check() -> None:
+    assert set(CHECKS) == set(Budget.model_fields) - {"files"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [
+        ({"min_speedup": 4.5}, "PASS"),  # 10 ms against 2 ms
+        ({"min_speedup": 5.5}, "FAIL"),
+        ({"min_size_ratio": 10}, "PASS"),
+        ({"min_size_ratio": 10.01}, "FAIL"),
+        ({"max_size_bytes": 100_000}, "PASS"),
+        ({"max_size_bytes": 99_999}, "FAIL"),
+        ({"max_p50_ms": 2.1}, "PASS"),
+        ({"max_p50_ms": 1.9}, "FAIL"),
+        ({"max_p99_ms": 2.3}, "PASS"),
+        ({"max_p99_ms": 1.9}, "FAIL"),
+        ({"max_peak_memory_bytes": 50_000_000}, "PASS"),
+        ({"max_peak_memory_bytes": 49_999_999}, "FAIL"),
+        ({"max_load_ms": 5}, "PASS"),
+        ({"max_load_ms": 4.9}, "FAIL"),
+        ({"min_qps": 480}, "PASS"),
+        ({"min_qps": 520}, "FAIL"),
+        ({"min_accuracy": 0.97}, "PASS"),  # 1,980 of 2,000 right
+        ({"min_accuracy": 0.988}, "INCONCLUSIVE"),
+        ({"min_accuracy": 0.999}, "FAIL"),
+        ({"max_accuracy_drop_pp": 2.0}, "PASS"),
+        ({"max_accuracy_drop_pp": 1.1}, "INCONCLUSIVE"),
+        ({"max_accuracy_drop_pp": 0.5}, "FAIL"),
+        ({"max_flip_rate": 0.02}, "PASS"),
+        ({"max_flip_rate": 0.011}, "INCONCLUSIVE"),
+        ({"max_flip_rate": 0.001}, "FAIL"),
+    ],
+)
+def test_a_limit_is_held_broken_or_too_close(
+    limit: dict[str, float], status: str, made_up: MadeUp, scores: Callable[..., Any]
+) -> None:
+    results = made_up({"small": {"scores": scores(20)}})
+    verdict = gate(Budget(**limit), results)
+    (check,) = verdict.checks
+    assert (check.status, verdict.status, verdict.exit_code) == (status, status, EXIT_CODES[status])
+    assert check.value is not None
+    assert check.low is not None
+    assert check.high is not None
+    assert check.low <= check.value <= check.high
+    if status == "INCONCLUSIVE":
+        assert check.needed_n is not None
+        assert check.needed_n > check.n
+
+
+def test_drop_equal_in_both_directions_of_pairing(made_up: MadeUp, scores: Callable[..., Any]) -> None:
+    teacher = {"ms": 10.0, "size": 1_000_000, "role": "reference", "precision": "float32", "scores": scores(60)}
+    results = made_up({"teacher": teacher, "small": {"scores": np.flip(scores(80))}})
+    check = _only(Budget(max_accuracy_drop_pp=5), results)
+    assert check.value == pytest.approx(1.0)
+    # 60 won, 80 lost: a paired interval, wider than with overlapping mistakes.
+    assert _width(check) == pytest.approx(2 * 1.645 * 100 * math.sqrt(140) / 2000, rel=0.02)
+
+
+def _width(check: Check) -> float:
+    assert check.low is not None
+    assert check.high is not None
+    return check.high - check.low
+
+
+def test_worst_status_wins(made_up: MadeUp, scores: Callable[..., Any]) -> None:
+    results = made_up({"small": {"scores": scores(20)}, "broken": {"error": "it died"}})
+    cases = {
+        "FAIL": Budget(max_size_bytes=1, max_accuracy_drop_pp=1.1),
+        "INVALID": Budget(max_accuracy_drop_pp=1.1),
+        "INCONCLUSIVE": Budget(max_accuracy_drop_pp=1.1, min_speedup=2, files=("small",)),
+        "PASS": Budget(max_accuracy_drop_pp=3, min_speedup=2, files=("small",)),
+    }
+    for status, budget in cases.items():
+        assert gate(budget, results).status == status
+    assert [EXIT_CODES[status] for status in cases] == [1, 3, 4, 0]
+
+
+def test_a_broken_file_passes_nothing_not_even_its_size(made_up: MadeUp) -> None:
+    results = made_up({"broken": {"error": "it died"}, "nan": {"finite": False}})
+    verdict = gate(Budget(max_size_bytes=10**9, max_p50_ms=1e9, max_accuracy_drop_pp=100), results)
+    assert {check.status for check in verdict.checks} == {"INVALID"}
+    assert verdict.exit_code == 3
+    assert all(check.note for check in verdict.checks)
+
+
+def test_without_its_reference_a_comparison_is_invalid(made_up: MadeUp) -> None:
+    results = made_up({"small": {"reference": None}})
+    verdict = gate(Budget(min_speedup=1, max_size_bytes=10**6), results)
+    assert [check.status for check in verdict.checks] == ["INVALID", "PASS"]
+
+
+def test_a_tail_below_its_floor_is_inconclusive(made_up: MadeUp) -> None:
+    check = _only(Budget(max_p99_ms=100), made_up({"small": {}}, runs=10))
+    assert (check.status, check.n, check.needed_n, check.value) == ("INCONCLUSIVE", 240, 459, None)
+
+
+def test_on_a_busy_machine_a_held_limit_stands_and_a_broken_one_is_invalid(made_up: MadeUp) -> None:
+    results = made_up({"small": {"flags": ["contended"]}})
+    assert _only(Budget(max_p50_ms=2.2), results).status == "PASS"
+    assert _only(Budget(max_p50_ms=1.5), results).status == "INVALID"
+    assert _only(Budget(min_speedup=9), results).status == "FAIL"
+
+
+def test_scores_that_are_not_right_or_wrong_are_paired_too(made_up: MadeUp) -> None:
+    random = np.random.default_rng(0)
+    whole = random.random(2000).astype(np.float32)
+    teacher = {"ms": 10.0, "size": 10**6, "role": "reference", "precision": "float32", "scores": whole}
+    results = made_up({"teacher": teacher, "small": {"scores": whole - 0.02}})
+    assert _only(Budget(max_accuracy_drop_pp=2.1), results).status == "PASS"
+    assert _only(Budget(max_accuracy_drop_pp=1.9), results).status == "FAIL"
+
+
+def test_int8_slower_than_its_own_float_is_said_loudly(made_up: MadeUp) -> None:
+    results = made_up({"slow": {"ms": 6.0}, "same": {"ms": 4.0}, "fast": {"ms": 1.0}})
+    warnings = gate(Budget(max_size_bytes=10**9), results).warnings
+    assert len(warnings) == 2
+    assert "slow is SLOWER than its own float model student" in warnings[0]
+    assert "same is NOT shown to be faster" in warnings[1]
+
+
+def test_int8_candidates_are_judged_by_default(made_up: MadeUp) -> None:
+    half = {"precision": "float16"}
+    both = gate(Budget(max_size_bytes=10**9), made_up({"half": half, "small": {}}))
+    assert {check.file for check in both.checks} == {"small"}
+    only = gate(Budget(max_size_bytes=10**9), made_up({"half": half}))
+    assert {check.file for check in only.checks} == {"half"}
+
+
+def test_budgets_that_mean_nothing_are_refused(made_up: MadeUp) -> None:
+    results = made_up({"small": {}})
+    with pytest.raises(RecipeError, match="sets no limit"):
+        gate(Budget(), results)
+    with pytest.raises(RecipeError, match=r"(?s)'smal'.*did you mean 'small'.*measured were teacher, student, small"):
+        gate(Budget(max_p50_ms=1, files=("smal",)), results)
+    with pytest.raises(RecipeError, match="no candidate"):
+        gate(Budget(max_p50_ms=1), made_up({}))
+
+
+@pytest.mark.parametrize("text", ["min_speedup: 3\nfiles: [a]\n", "name: x\nbudget:\n  min_speedup: 3\n  files: [a]\n"])
+def test_budget_is_read_from_the_top_or_below_its_key(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "budget.yaml"
+    path.write_text(text)
+    assert load_budget(path) == Budget(min_speedup=3, files=("a",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("min_speedupp: 3", "did you mean 'min_speedup'"),
+        ("min_accuracy: 2\nmax_p50_ms: fast", r"(?s)min_accuracy.*max_p50_ms"),
+        ("- 3", "got list"),
+        ("a: [", "can't read"),
+        ("!!python/object/apply:os.system [ls]", "can't read"),
+        ("3: 4", "unknown key '3'"),
+    ],
+)
+def test_every_mistake_in_a_budget_is_named(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "budget.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        load_budget(path)
+    with pytest.raises(RecipeError, match="can't read"):
+        load_budget(tmp_path / "nowhere.yaml")
+
+
+def test_gate_simulation_of_the_drop_matches_theory(made_up: MadeUp) -> None:
+    """n 2,000, 4 % discordant, limit 1 pp: a true drop of 0 passes in some 3 of 4, one of 2 pp hardly ever."""
+    results = made_up({"small": {}})
+    random = np.random.default_rng(1)
+    passed = dict.fromkeys((0.0, 0.02), 0)
+    path = results.folder / results.answers["small"].scores
+    teacher = results.folder / results.answers["teacher"].scores
+    for drop in passed:
+        for _ in range(60):
+            kind = random.choice(3, 2000, p=[(0.04 + drop) / 2, (0.04 - drop) / 2, 0.96])
+            np.save(teacher, (kind != 1).astype(np.float32))
+            np.save(path, (kind != 0).astype(np.float32))
+            passed[drop] += _only(Budget(max_accuracy_drop_pp=1.0), results).status == "PASS"
+    assert 0.55 * 60 <= passed[0.0] <= 0.88 * 60
+    assert passed[0.02] <= 1
+
+
+def test_the_gate_imports_no_plots_and_no_scipy() -> None:
+    code = "import sys, edgewise.bench.gate; print({'scipy', 'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,369 @@
+"""Real processes: ONNX Runtime on small files, and a runtime that misbehaves on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.bench.config import Bench
+from edgewise.bench.measure import measure, with_flags
+from edgewise.bench.process import LOCAL, started
+from edgewise.bench.record import FileUnderTest, Measurement, Results, file_stem, load_results, results_from_json
+from edgewise.errors import ArtifactError, DataError, MeasureError
+
+QUICK = Bench(launches=2, blocks=3, block_ms=3, warmup_s=0.01)
+
+# A runtime whose "file" is the name of what it does wrong.
+ODD = """
+import os, sys, time
+import numpy as np
+from edgewise.deploy import runtimes
+from edgewise.errors import MeasureError
+
+NAME, SUFFIX = "odd", ".odd"
+
+def missing():
+    print("a library says hello on stdout")
+    os.system("echo and so does its child")
+    return None
+
+class Session:
+    outputs = (runtimes.TensorSpec("logits", (None, 5), "float32"),)
+
+    def __init__(self, path, options):
+        self.does, self.options = os.path.basename(path), options
+        self.inputs = (runtimes.TensorSpec("input", (options.batch, 3, 4, 4), "float32"),)
+        self.settings = {"threads": 7 if self.does == "threads" else options.threads}
+        self.kept = None
+
+    def run(self, feeds):
+        x = feeds["input"]
+        if self.does == "crash":
+            print("about to crash", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), 11)
+        if self.does == "hang":
+            time.sleep(60)
+        if self.does == "memory" and self.kept is None:
+            self.kept = np.ones(100_000_000, np.uint8)
+        out = x.reshape(len(x), -1)[:, :5].copy()
+        if self.does == "mixes":  # answers that depend on who else is in the batch
+            out = out + len(x)
+        if self.does == "nan":
+            out[0] = np.nan
+        return {"logits": out}
+
+    def close(self):
+        self.kept = None
+
+def open(path, options):
+    if os.path.basename(path) == "fixed" and options.batch != 1:
+        raise MeasureError("this file takes one sample at a time")
+    return Session(path, options)
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> tuple[str, ...]:
+    """A command for workers that know the runtime "odd"."""
+    (tmp_path / "odd_runtime.py").write_text(ODD)
+    start = tmp_path / "start.py"
+    start.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from edgewise.bench.agent import worker\n"
+        "from edgewise.deploy import runtimes\n"
+        "runtimes.MODULES['odd'] = 'odd_runtime'\n"
+        "sys.exit(worker.main())\n"
+    )
+    return (sys.executable, str(start))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(150, 3, 4, 4)).astype(np.float32))
+    return path
+
+
+def _file(name: str, path: Path | str, runtime: str = "onnxruntime", **other: Any) -> FileUnderTest:
+    size = Path(path).stat().st_size if Path(path).exists() else 1
+    return FileUnderTest(
+        **{
+            "name": name,
+            "runtime": runtime,
+            "precision": "float32",
+            "role": "candidate",
+            "path": str(path),
+            "size_bytes": size,
+            "sha256": "0" * 64,
+            **other,
+        }
+    )
+
+
+def _right(outputs: Any, targets: Any) -> Any:
+    return (outputs.argmax(axis=1) == targets).astype(np.float32)
+
+
+def _measure(files: list[FileUnderTest], samples: Path, out: Path, config: Bench = QUICK, **other: Any) -> Results:
+    n = len(np.load(samples))
+    targets = np.arange(n) % 5
+    return measure(files, samples, targets, [f"s{i}" for i in range(n)], config, out, score=_right, **other)
+
+
+def test_files_are_measured_and_answer_as_in_their_runtime(
+    onnx_file: Callable[..., Path], samples: Path, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    ticks: list[tuple[int, int, str]] = []
+    files = [_file("big", onnx_file("big.onnx", 600)), _file("small", onnx_file("small.onnx", 8))]
+    (tmp_path / "broken.onnx").write_bytes(b"this is no graph")
+    files.append(_file("broken", tmp_path / "broken.onnx"))
+    results = _measure(files, samples, tmp_path / "out", tick=lambda *tick: ticks.append(tick))
+
+    for name in ("big", "small"):
+        measurement = results.measurements[name]
+        assert measurement.error is None
+        assert [launch.index for launch in measurement.launches] == [0, 1]
+        for launch in measurement.launches:
+            assert list(launch.phases) == ["import", "load", "first_inference", "warmup", "steady", "unload"]
+            assert [block.round for block in launch.blocks] == [0, 1, 2]
+            assert all(sum(block.samples_ns) <= block.wall_ns for block in launch.blocks)
+            assert all(block.wall_ns >= 3e6 for block in launch.blocks)
+            assert len(launch.warmup_ns) >= 3
+            assert launch.settings["threads"] == 1
+            assert all(phase.peak_bytes is None or phase.peak_bytes > 10**7 for phase in launch.phases.values())
+        inputs = np.load(samples)
+        session = onnxruntime.InferenceSession(results.file(name).path, providers=["CPUExecutionProvider"])
+        expected = np.concatenate([session.run(None, {"input": inputs[i : i + 1]})[0] for i in range(150)])
+        outputs = results.outputs(name)
+        assert outputs is not None
+        assert outputs.dtype == np.float32
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+        scores = results.scores(name)
+        assert scores is not None
+        assert scores.tolist() == _right(expected, np.arange(150) % 5).tolist()
+        assert results.answers[name].mean_score == pytest.approx(scores.mean())
+        assert results.answers[name].batch == 100
+
+    broken = results.measurements["broken"]
+    assert broken.launches == ()
+    assert broken.error is not None
+    assert "broken" in broken.error
+    assert results.scores("broken") is None
+    assert (tmp_path / "out/ids.txt").read_text().split() == [f"s{i}" for i in range(150)]
+    done, total, _ = zip(*ticks, strict=True)
+    assert list(done) == list(range(1, total[0] + 1))
+    assert load_results(tmp_path / "out") == results
+
+
+def test_blocks_take_turns_in_an_order_that_changes(
+    onnx_file: Callable[..., Path], samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from edgewise.bench.process import Worker
+
+    asked: list[tuple[str, str]] = []
+    real = Worker.ask
+
+    def ask(self: Worker, do: str, **request: Any) -> dict[str, Any]:
+        asked.append((do, self.file))
+        return real(self, do, **request)
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    path = onnx_file("net.onnx")
+    names = ["a", "b", "c"]
+    config = Bench(launches=1, blocks=6, block_ms=1, warmup_s=0)
+    _measure([_file(name, path) for name in names], samples, tmp_path / "out", config)
+    blocks = [file for do, file in asked if do == "block"]
+    rounds = [tuple(blocks[i : i + 3]) for i in range(0, 18, 3)]
+    assert all(sorted(one) == names for one in rounds)
+    assert len(set(rounds)) > 1
+    # All are warmed up before the first block, none is closed before the last.
+    kinds = [do for do, _ in asked]
+    assert max(i for i, do in enumerate(kinds) if do == "warmup") < kinds.index("block")
+    assert kinds.index("close") > max(i for i, do in enumerate(kinds) if do == "block")
+
+
+def test_what_a_library_prints_does_not_disturb_and_others_survive(
+    odd: tuple[str, ...], samples: Path, tmp_path: Path
+) -> None:
+    names = ("fine", "crash", "threads", "nan", "fixed", "mixes")
+    files = [_file(name, name, runtime="odd") for name in names]
+    results = _measure(
+        files, samples, tmp_path / "out", Bench(launches=1, blocks=2, block_ms=1, warmup_s=0), command=odd
+    )
+    errors = {name: results.measurements[name].error for name in names}
+    assert [name for name in names if errors[name]] == ["crash", "threads"]
+    assert "crash: the process died during 'first', by signal 11" in str(errors["crash"])
+    assert "about to crash" in str(errors["crash"])
+    assert "asked for threads 1, the runtime says 7" in str(errors["threads"])
+    assert {name: results.answers[name].batch for name in ("fine", "fixed", "mixes")} == {
+        "fine": 100,
+        "fixed": 1,
+        "mixes": 1,
+    }
+    inputs = np.load(samples).reshape(150, -1)[:, :5]
+    fine, mixes, nan = (results.outputs(name) for name in ("fine", "mixes", "nan"))
+    assert fine is not None
+    assert mixes is not None
+    assert nan is not None
+    np.testing.assert_array_equal(fine, inputs)
+    np.testing.assert_array_equal(mixes, inputs + 1)
+    assert not results.answers["nan"].finite
+    nan_scores = results.scores("nan")
+    assert nan_scores is not None
+    assert not nan_scores[np.isnan(nan).any(axis=1)].any()
+
+
+def test_a_hanging_file_is_given_up(odd: tuple[str, ...], samples: Path) -> None:
+    with started("slow one", 1, odd) as worker:
+        worker.ask("import", limit_s=60, runtime="odd")
+        worker.ask("load", limit_s=60, path="hang", threads=1, precision="float32", batch=1)
+        with pytest.raises(MeasureError, match="slow one: no answer to 'first' within 0.2 s"):
+            worker.ask("first", limit_s=0.2, inputs=str(samples), batch=1)
+
+
+def test_nothing_measured_at_all_is_an_error(odd: tuple[str, ...], samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="not one file"):
+        _measure([_file("a", "crash", runtime="odd")], samples, tmp_path / "out", command=odd)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not tell peaks of memory")
+def test_memory_of_a_phase_is_what_it_allocates(odd: tuple[str, ...], samples: Path) -> None:
+    ballast = np.ones(200_000_000, np.uint8)  # must not show in the child
+    with started("memory", 1, odd) as worker:
+        asked = {"path": "memory", "threads": 1, "precision": "float32", "batch": 1, "inputs": str(samples)}
+        worker.ask("import", limit_s=60, runtime="odd")
+        load = worker.ask("load", limit_s=60, **asked)["phase"]
+        first = worker.ask("first", limit_s=60, **asked)["phase"]
+        closed = worker.ask("close", limit_s=60)["phase"]
+    assert len(ballast) > 0
+    assert load["peak_bytes"] < 150e6
+    assert first["peak_bytes"] - load["resident_bytes"] == pytest.approx(100e6, abs=2e6)
+    assert closed["resident_bytes"] < load["peak_bytes"] + 5e6
+
+
+def test_impossible_wishes_are_refused_before_anything_runs(samples: Path, tmp_path: Path) -> None:
+    file = _file("a", tmp_path / "a.onnx")
+    cpus = len(os.sched_getaffinity(0))
+    with pytest.raises(MeasureError, match=r"(?s)at most .* threads.*next: ask for"):
+        _measure([file], samples, tmp_path, Bench(threads=cpus + 1))
+    with pytest.raises(MeasureError, match="two files are called a"):
+        _measure([file, file], samples, tmp_path)
+    with pytest.raises(MeasureError, match="got none"):
+        _measure([], samples, tmp_path)
+    with pytest.raises(DataError, match="150 inputs, 3 targets"):
+        measure([file], samples, np.arange(3), ["x"] * 150, QUICK, tmp_path, score=_right)
+    with pytest.raises(DataError, match="can't read the inputs"):
+        measure([file], tmp_path / "no.npy", np.arange(3), ["x"] * 3, QUICK, tmp_path, score=_right)
+
+
+def test_some_samples_are_drawn_and_named(onnx_file: Callable[..., Path], samples: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    config = QUICK.model_copy(update={"accuracy_samples": 40, "launches": 1})
+    results = _measure([_file("a", onnx_file("a.onnx"))], samples, tmp_path / "out", config)
+    ids = [int(name[1:]) for name in (tmp_path / "out/ids.txt").read_text().split()]
+    assert ids == sorted(set(ids))
+    assert len(ids) == 40
+    assert max(ids) > 60  # not simply the first
+    assert results.answers["a"].samples == 40
+
+
+def test_the_worker_ends_with_a_sentinel_and_answers_nonsense_with_an_error() -> None:
+    def talk(text: str) -> list[dict[str, Any]]:
+        done = subprocess.run(list(LOCAL), input=text, capture_output=True, text=True, timeout=60, check=False)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert talk("") == [{"type": "end", "rc": 0}]
+    assert talk('{"do": "close"}\n')[-1] == {"type": "end", "rc": 0}
+    for nonsense in ("{", "[]", '{"do": "dance"}', '{"do": "block", "ms": 1}', '{"do": "import", "runtime": "no"}'):
+        error, end = talk(nonsense + "\n")
+        assert error["type"] == "error"
+        assert end == {"type": "end", "rc": 1}
+
+
+def test_the_agent_runs_on_python_3_8() -> None:
+    vermin = pytest.importorskip("vermin", reason="vermin is not installed")
+    from edgewise.bench.agent import worker
+
+    assert vermin is not None
+    done = subprocess.run(
+        [sys.executable, "-m", "vermin", "-t=3.8-", "--no-tips", "--violations", str(Path(worker.__file__))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_results_of_another_format_or_none_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="can't read measurements"):
+        load_results(tmp_path)
+    with pytest.raises(ArtifactError, match="expected measurements of format 1, got 99"):
+        results_from_json({"format": 99}, tmp_path)
+    with pytest.raises(ArtifactError, match="no measurements"):
+        results_from_json({"format": 1, "files": [{}]}, tmp_path)
+
+
+def test_names_become_safe_and_different_file_names() -> None:
+    names = ["a", "a/b", "a b", "../../etc/passwd", "<script>", "ü", "", "."]
+    stems = [file_stem(name) for name in names]
+    assert len(set(stems)) == len(names)
+    assert stems[0] == "a"
+    assert all("/" not in stem and stem.isascii() and not stem.startswith(".") for stem in stems)
+
+
+def _flags(made_up: Callable[..., Results], change: Callable[[Measurement], Measurement]) -> set[str]:
+    measurement = made_up({"small": {}}).measurements["small"]
+    return set(with_flags(change(measurement), "onnxruntime").flags)
+
+
+def test_doubtful_measurements_are_flagged(made_up: Callable[..., Results]) -> None:
+    def blocks(change: Callable[[Any], Any]) -> Callable[[Measurement], Measurement]:
+        def changed(measurement: Measurement) -> Measurement:
+            launches = [
+                replace(launch, blocks=tuple(change(block) for block in launch.blocks))
+                for launch in measurement.launches
+            ]
+            return replace(measurement, launches=tuple(launches))
+
+        return changed
+
+    def slower(block: Any, factor: float) -> Any:
+        return replace(block, samples_ns=tuple(int(value * factor) for value in block.samples_ns))
+
+    assert _flags(made_up, lambda m: m) == set()
+    assert _flags(made_up, lambda m: replace(m, launches=m.launches[:1])) == {"single_launch"}
+    assert _flags(made_up, blocks(lambda b: replace(b, process_cpu_ns=b.wall_ns // 2))) == {"contended"}
+
+    def cold(measurement: Measurement) -> Measurement:
+        launches = tuple(replace(launch, warmup_converged=False) for launch in measurement.launches)
+        return replace(measurement, launches=launches)
+
+    assert _flags(made_up, cold) == {"warmup_not_converged"}
+    assert "unstable" in _flags(made_up, blocks(lambda b: slower(b, 1 + b.round % 2)))
+
+    def trend(measurement: Measurement) -> Measurement:
+        longer = [
+            replace(
+                launch,
+                blocks=tuple(
+                    replace(slower(block, 1 + 0.03 * turn), round=turn)
+                    for turn, block in enumerate(launch.blocks + launch.blocks[:4])
+                ),
+            )
+            for launch in measurement.launches
+        ]
+        return replace(measurement, launches=tuple(longer))
+
+    assert "drift" in _flags(made_up, trend)
