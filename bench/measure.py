@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,16 +91,20 @@ def measure(
         alive = [file for file in files if file.name not in failed]
         found, errors = _round(alive, number, inputs, config, progress, command)
         failed.update(errors)
+        progress.skip((len(files) - len(alive)) * (1 + config.blocks))
         for name, launch in found.items():
             launches[name].append(launch)
 
-    answers = {}
-    for file in files:
-        if file.name in failed and not launches[file.name]:
-            answers[file.name] = _unanswered(file, "it could not be run: " + failed[file.name])
-        else:
-            answers[file.name] = _answers(file, inputs, index_path, targets[index], config, out, score, command)
-        progress.step(f"{file.name}: {len(index)} answers")
+    answers = {file.name: _unanswered(file, f"it could not be run: {failed.get(file.name)}") for file in files}
+    runnable = [file for file in files if launches[file.name] or file.name not in failed]
+    progress.skip(len(files) - len(runnable))
+    # No time is taken any more, so as many answer at once as there are CPUs for.
+    with ThreadPoolExecutor(max(1, usable_cpus() // config.threads)) as pool:
+        replies = {pool.submit(_answer, file, inputs, index_path, config, out, command): file for file in runnable}
+        for done in as_completed(replies):
+            file = replies[done]
+            answers[file.name] = _scored(file, done.result(), targets[index], out, score)
+            progress.step(f"{file.name}: {len(index)} answers")
     if all(answer.error for answer in answers.values()) and not any(launches.values()):
         raise MeasureError("not one file could be measured:\n  " + "\n  ".join(f"{n}: {e}" for n, e in failed.items()))
 
@@ -232,18 +237,10 @@ def _finish(worker: Worker, number: int, start: dict[str, Any], blocks: list[Blo
     )
 
 
-def _answers(
-    file: FileUnderTest,
-    inputs: Path,
-    index: Path,
-    targets: NDArray[np.int64],
-    config: Bench,
-    out: Path,
-    score: Score,
-    command: Sequence[str],
-) -> Answers:
-    stem = file_stem(file.name)
-    outputs, scores = f"answers/{stem}.npy", f"answers/{stem}.scores.npy"
+def _answer(
+    file: FileUnderTest, inputs: Path, index: Path, config: Bench, out: Path, command: Sequence[str]
+) -> int | MeasureError:
+    """Let ``file`` answer the samples in a process of its own: the batch it took, or why there are no answers."""
     try:
         with started(file.name, config.threads, command) as worker:
             _import(worker, file)
@@ -253,28 +250,44 @@ def _answers(
                 path=worker_path(Path(file.path)),
                 inputs=worker_path(inputs),
                 index=worker_path(index),
-                out=worker_path(out / outputs),
+                out=worker_path(out / _outputs(file)),
                 **{**_options(file, config), "batch": ANSWER_BATCH},
             )
-        answered: NDArray[np.float32] = np.load(out / outputs, allow_pickle=False)
-    except (MeasureError, OSError, ValueError) as error:
-        return _unanswered(file, str(error))
-    finite = bool(np.isfinite(answered).all())
+            return int(reply["batch"])
+    except MeasureError as error:
+        return error
+
+
+def _scored(
+    file: FileUnderTest, batch: int | MeasureError, targets: NDArray[np.int64], out: Path, score: Score
+) -> Answers:
+    if isinstance(batch, MeasureError):
+        return _unanswered(file, str(batch))
+    scores = f"answers/{file_stem(file.name)}.scores.npy"
+    try:
+        answered: NDArray[np.float32] = np.load(out / _outputs(file), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        return _unanswered(file, f"its answers can't be read: {error}")
+    sound = np.isfinite(answered).all(axis=1)
     # NaN is never the largest: without this, argmax would call it the first class.
     values = np.asarray(score(np.nan_to_num(answered, nan=-np.inf), targets), dtype=np.float32)
     if values.shape != targets.shape:
         raise DataError(f"expected one score a sample {targets.shape}, got {values.shape}", where="score")
-    values[~np.isfinite(answered).all(axis=1)] = 0.0
+    values[~sound] = 0.0
     np.save(out / scores, values)
     return Answers(
         file=file.name,
         samples=len(values),
         mean_score=float(values.astype(np.float64).mean()),
-        finite=finite,
-        batch=int(reply["batch"]),
-        outputs=outputs,
+        finite=bool(sound.all()),
+        batch=batch,
+        outputs=_outputs(file),
         scores=scores,
     )
+
+
+def _outputs(file: FileUnderTest) -> str:
+    return f"answers/{file_stem(file.name)}.npy"
 
 
 def _unanswered(file: FileUnderTest, error: str) -> Answers:
@@ -359,6 +372,9 @@ class _Progress:
 
     def __init__(self, tick: Tick, total: int) -> None:
         self._tick, self._total, self._done = tick, total, 0
+
+    def skip(self, steps: int) -> None:
+        self._done += steps
 
     def step(self, note: str) -> None:
         self._done += 1

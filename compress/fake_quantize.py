@@ -1,7 +1,7 @@
 """Fake quantization in plain torch, in place of NNCF's C++ and CUDA extensions.
 
-NNCF compiles its extensions on first use: that needs a compiler (and nvcc beside a GPU), takes half a minute, and a killed
-compilation leaves a lock behind that stops the next one. Its CPU backward pass is also the slowest part of a step.
+NNCF compiles its extensions on first use: that needs a compiler (and nvcc beside a GPU), takes half a minute, and a
+killed compilation leaves a lock behind that stops the next one. Its CPU backward pass is also slower than this one.
 The values are NNCF's; the gradients are those of learned step sizes, arXiv 1902.08153, without its gradient scaling.
 """
 
@@ -62,9 +62,7 @@ class Asymmetric(Function):
     """``levels`` levels over [low, low + span], where zero is one of them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, low: Tensor, span: Tensor, level_low: int, level_high: int, levels: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, low: Tensor, span: Tensor, level_low: int, level_high: int, levels: int) -> Tensor:
         """Any shape -> same shape and dtype; ``low`` and ``span`` broadcast against ``x``."""
         wide, low, span = x.float(), low.float(), span.float()
         step = span / (levels - 1)

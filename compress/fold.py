@@ -1,4 +1,4 @@
-"""Fold BatchNorm into the convolution or linear layer before it: the same function, one layer less (arXiv 1712.05877 §3.2).
+"""Fold BatchNorm into the layer before it: the same function, one layer less (arXiv 1712.05877 §3.2).
 
 Quantizers must go in afterwards: between a convolution and its BatchNorm they keep runtimes from fusing the two.
 """
@@ -21,11 +21,11 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
-class _Reads(TorchDispatchMode):
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how many operations read each tensor; keeps the tensors, so that no ``id`` is used twice."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count: Counter[int] = Counter()
         self.kept: list[Tensor] = []
 
@@ -52,7 +52,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _foldable(layer: nn.Module, norm: nn.Module, parameter_uses: Counter[int]) -> bool:
-    """Whether these two are plain enough: exact types, own parameters, stored statistics, no hooks or parametrizations."""
+    """Whether these two are plain enough: exact types, own parameters, stored statistics, no hooks."""
     if type(layer) not in LAYERS or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return False
     if isinstance(layer, TRANSPOSED) and layer.groups != 1:
@@ -66,7 +66,6 @@ def _pairs(model: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[nn.Modu
     """(layer, BatchNorm) where the BatchNorm alone reads what the layer gives, both called once; found by one run."""
     parameter_uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     candidates = [m for m in model.modules() if type(m) in LAYERS or isinstance(m, _BatchNorm)]
-    plain = {id(m) for m in candidates if not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks)}
     made: dict[int, nn.Module] = {}
     read: list[tuple[nn.Module, int]] = []
     calls: Counter[int] = Counter()
@@ -94,7 +93,7 @@ def _pairs(model: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[nn.Modu
         layer = made.get(source)
         if layer is None or calls[id(layer)] != 1 or calls[id(norm)] != 1:
             continue
-        if reads.count[source] != 1 or source in returned or not {id(layer), id(norm)} <= plain:
+        if reads.count[source] != 1 or source in returned:
             continue
         if _foldable(layer, norm, parameter_uses):
             assert isinstance(norm, _BatchNorm)

@@ -30,7 +30,7 @@ ATTENTION = (nn.LayerNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 class Whole(nn.Module):
-    """Holds a model whose own children are its program (``nn.Sequential``): NNCF's hooks would become one step of it."""
+    """Holds a model whose children are its program (``nn.Sequential``): NNCF's hooks would become one step of it."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -43,13 +43,14 @@ class Whole(nn.Module):
 
 
 def _nncf() -> ModuleType:
-    """NNCF without its log, its compiled extensions, and its usage telemetry (on unless declined, and it calls home)."""
+    """NNCF without its log, its compiled extensions, and its usage telemetry (which calls home unless declined)."""
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
 
+    module: ModuleType = nncf
     nncf.set_log_level(logging.ERROR)
     fake_quantize.install()
-    return nncf
+    return module
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Take the fake quantizers off a model again, and keep what they learned: weights on their grid, ranges of activations."""
+"""Take the fake quantizers off a model again, and keep what they learned: weights on their grid, and all ranges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def strip_quantizers(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
 
 
 def learned_ranges(model: nn.Module, sample: NDArray[np.float32]) -> list[Learned]:
-    """What each quantizer learned; none where the model has no quantizers. The activations' quantizers are switched off.
+    """What each quantizer learned; nothing where the model has none. Those of activations are switched off by it.
 
     Args:
         model: with NNCF's hooks.
@@ -94,14 +95,14 @@ def learned_ranges(model: nn.Module, sample: NDArray[np.float32]) -> list[Learne
     for quantizer, tensor in _given(model, inputs).items():
         is_weight = quantizer in weights
         with torch.no_grad():
-            low, high = quantizer.get_input_low_input_high()
+            low, high = cast(Any, quantizer).get_input_low_input_high()
             values = quantizer(tensor) if is_weight else tensor
         learned.append(
             Learned(
                 values=values.detach().cpu().numpy().copy(),
                 low=_bound(low),
                 high=_bound(high),
-                levels=int(quantizer.levels),
+                levels=int(cast(Any, quantizer).levels),
                 weight=is_weight,
             )
         )

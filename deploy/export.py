@@ -243,7 +243,9 @@ def _check_numbers(model: ModelProto, reference: nn.Module, shape: tuple[int, ..
             expected = reference(torch.from_numpy(feed)).numpy()
         got = session.run(None, {"input": feed})[0]
         if got.shape != expected.shape:
-            raise ModelError(f"expected logits {expected.shape} for a batch of {batch}, got {got.shape}", where="export")
+            raise ModelError(
+                f"expected logits {expected.shape} for a batch of {batch}, got {got.shape}", where="export"
+            )
         if not np.isfinite(got).all():
             raise ModelError("the exported graph gives NaN or infinity", where="export")
         found = _sqnr_db(expected, got)
@@ -251,7 +253,7 @@ def _check_numbers(model: ModelProto, reference: nn.Module, shape: tuple[int, ..
             raise ModelError(
                 f"expected the exported graph within {floor:.0f} dB of torch at batch {batch}, got {found:.1f} dB",
                 where="export",
-                hint="a layer that torch.export reads otherwise than torch runs it; export the model in parts to find it",
+                hint="torch.export reads some layer otherwise than torch runs it; export the model in parts",
             )
 
 
@@ -302,9 +304,7 @@ def export_float(model: nn.Module, input_shape: tuple[int, ...], path: Path, *, 
     path.write_bytes(to_bytes(graph))
 
 
-def export_qdq(
-    model: nn.Module, input_shape: tuple[int, ...], path: Path, *, signed: bool, half: bool = False
-) -> None:
+def export_qdq(model: nn.Module, input_shape: tuple[int, ...], path: Path, *, signed: bool, half: bool = False) -> None:
     """Write the quantized graph with explicit QuantizeLinear and DequantizeLinear, weights stored as int8.
 
     Args:

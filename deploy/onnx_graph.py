@@ -196,7 +196,8 @@ def strip(model: ModelProto) -> None:
 
 def to_bytes(model: ModelProto) -> bytes:
     """The same bytes for the same graph, in every process."""
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def digest(model: ModelProto) -> str:

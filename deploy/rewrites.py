@@ -1,4 +1,4 @@
-"""Rewrites of an exported graph that keep its meaning and let runtimes run it in integers. One function, one rewrite."""
+"""Rewrites of an exported graph that keep its meaning and let runtimes run it in integers; one function each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def fold_weights(graph: GraphProto) -> int:
         array, scale, zero = (value(graph, name) for name in node.input)
         if array is None or scale is None or zero is None:
             continue
-        stored = add_constant(graph, f"{node.input[0]}.int8", quantize_array(array, scale, zero, attribute(node, "axis", 1)))
+        stored = add_constant(
+            graph, f"{node.input[0]}.int8", quantize_array(array, scale, zero, attribute(node, "axis", 1))
+        )
         for reader in consumers(graph).get(node.output[0], []):
             reader.input[0] = stored
         _remove(graph, node)
@@ -97,7 +99,11 @@ def global_average_pool(graph: GraphProto) -> None:
     """ReduceMean over the last two of four axes: GlobalAveragePool, which ONNX Runtime can run in integers."""
     for node in [n for n in graph.node if n.op_type == "ReduceMean"]:
         axes = value(graph, node.input[1]) if len(node.input) > 1 else None
-        if axes is None or axes.tolist() not in ([2, 3], [3, 2], [-1, -2], [-2, -1]) or not attribute(node, "keepdims", 1):
+        if (
+            axes is None
+            or axes.tolist() not in ([2, 3], [3, 2], [-1, -2], [-2, -1])
+            or not attribute(node, "keepdims", 1)
+        ):
             continue
         node.op_type = "GlobalAveragePool"
         del node.input[1:]

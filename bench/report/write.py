@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,12 @@ def render_html(page: dict[str, Any], results: Results) -> str:
 
 
 def _file(results: Results, file: FileUnderTest, context: Context) -> dict[str, Any]:
+    # A float file is its own reference or parent at times; "1.00x faster than itself" tells nobody anything.
+    file = replace(
+        file,
+        reference=None if file.role == "reference" else file.reference,
+        parent=file.parent if file.role == "candidate" else None,
+    )
     answers, measurement = results.answers.get(file.name), results.measurements.get(file.name)
     reference = next((one for one in results.files if one.name == file.reference), None)
     row = {

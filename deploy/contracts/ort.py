@@ -1,7 +1,7 @@
 """What ONNX Runtime needs to run a Q/DQ graph in its integer kernels (QLinearConv, QLinearAdd, MatMulIntegerToFloat).
 
-Measured with 1.31 on x86: a BatchNorm left after a Conv keeps every Conv in float; int8 activations run at half the speed
-of uint8 ones; per-channel activations are slower than float.
+Measured with 1.31 on x86: a BatchNorm left after a Conv keeps every Conv in float; int8 activations run at half the
+speed of uint8 ones; per-channel activations are slower than float.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What TensorRT 10.3 to 11 needs of a Q/DQ graph, checked without a GPU. Most breaches build without a word, in float."""
+"""What TensorRT 10.3 to 11 needs of a Q/DQ graph, checked without a GPU. Most breaches build in float, unsaid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def versions(known: base.Facts) -> list[Finding]:
     if not 9 <= version <= 20:
         found.append(Finding("opset", "model", f"expected opset 9 to 20, got {version}", "export with opset 20"))
     if version < 19:
-        halves = (n for n in known.pairs() if (scale := known.value(n.input[1])) is not None and scale.dtype == np.float16)
+        halves = (
+            n for n in known.pairs() if (scale := known.value(n.input[1])) is not None and scale.dtype == np.float16
+        )
         for node in halves:
             found.append(
                 Finding("float16-scale", node.name, f"expected opset 19 or 20, got {version}", "export with opset 20")
@@ -40,7 +42,12 @@ def forms(known: base.Facts) -> list[Finding]:
     """Explicit Q/DQ pairs only: no dynamic quantization, no integer operators, no other domains."""
     mend = "export with QuantizeLinear and DequantizeLinear"
     return [
-        Finding("explicit-qdq", node.name, f"expected standard Q/DQ form, got {node.domain or 'ai.onnx'}:{node.op_type}", mend)
+        Finding(
+            "explicit-qdq",
+            node.name,
+            f"expected standard Q/DQ form, got {node.domain or 'ai.onnx'}:{node.op_type}",
+            mend,
+        )
         for node in known.model.graph.node
         if node.op_type in UNSUPPORTED or node.domain not in ("", "ai.onnx")
     ]

@@ -226,9 +226,9 @@ def _range(entry: Learned, shape: tuple[int, ...]) -> Range:
     if not entry.weight:
         return {"min": entry.low.astype(np.float32), "max": entry.high.astype(np.float32)}
     # Weights are symmetric in LiteRT, 127 steps each way. Depthwise ones have their channels last.
-    bound = INT8_STEPS * entry.step.reshape(-1)
-    axis = 0 if shape[0] == bound.size else len(shape) - 1
-    bound = bound.reshape([-1 if i == axis else 1 for i in range(len(shape))]).astype(np.float32)
+    flat = (INT8_STEPS * entry.step.reshape(-1)).astype(np.float32)
+    axis = 0 if shape[0] == flat.size else len(shape) - 1
+    bound = flat.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return {"min": -bound, "max": bound}
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from edgewise.deploy.config import Precision
 from edgewise.deploy.convert.base import Source, named, need, write_report
+from edgewise.deploy.runtimes.base import reason
 from edgewise.deploy.runtimes.ov import load_openvino
 from edgewise.errors import ContractError, ModelError
 
@@ -37,8 +38,8 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         openvino.save_model(model, xml, compress_to_fp16=precision == "float16")
         xml.write_text(slim(xml.read_text(encoding="utf-8")), encoding="utf-8")
         layers = executed_layers(openvino, xml)
-    except RuntimeError as error:
-        raise ModelError(f"OpenVINO refuses the graph: {error}", where=str(graph)) from error
+    except Exception as error:  # its frontends' errors share no base with its other ones
+        raise ModelError(f"OpenVINO refuses the graph: {reason(error)}", where=str(graph)) from error
     integer = sum(count for (_, kind), count in layers.items() if kind in INTEGER)
     floating = sum(layers.values()) - integer
     if int8 and not integer:

@@ -96,8 +96,13 @@ def open(path: str, options: Options) -> LitertSession:
             interpreter.allocate_tensors()
         return LitertSession(interpreter, options, library, version)
     except (ValueError, RuntimeError) as error:
-        doing = "give it a batch of %d" % options.batch if resized else "open it"
-        raise MeasureError("LiteRT can't %s: %s" % (doing, reason(error)), where=path) from error
+        if not resized:
+            raise MeasureError("LiteRT can't open it: %s" % reason(error), where=path) from error
+        raise MeasureError(
+            "LiteRT can't give it a batch of %d: %s" % (options.batch, reason(error)),
+            where=path,
+            hint="its reshapes hold the batch it was converted with, as a transformer's do: measure it with that one",
+        ) from error
 
 
 def _library() -> Tuple[str, Any, str]:

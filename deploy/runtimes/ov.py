@@ -111,7 +111,9 @@ def open(path: str, options: Options) -> OvSession:
         model.reshape({port: [-1 if size is None else size for size in shape] for port, shape in shapes.items()})
         compiled = core.compile_model(model, "CPU", asked)
         opened = OvSession(compiled, options.batch)
-    except RuntimeError as error:
+    except MeasureError:
+        raise
+    except Exception as error:  # its frontends' errors share no base with its other ones
         raise MeasureError("OpenVINO can't open it: %s" % reason(error), where=path) from error
     for name, value in asked.items():
         real = compiled.get_property(name)

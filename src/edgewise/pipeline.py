@@ -245,11 +245,12 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
     with ExitStack() as held:
         if rank == 0:
             held.enter_context(artifact.locked(out))
-            _require_runtimes(recipe)
         steps = plan(recipe)
         keys: dict[str, str] = {}
         for step in steps:
             keys[step.name] = step.key(keys)
+        if not all(artifact.stage_folder(root, name, key).exists() for name, key in keys.items()):
+            _require_runtimes(recipe)
         done: dict[str, Artifact] = {}
         ran: list[Ran] = []
         for step in steps:

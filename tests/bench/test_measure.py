@@ -162,7 +162,8 @@ def test_files_are_measured_and_answer_as_in_their_runtime(
     assert results.scores("broken") is None
     assert (tmp_path / "out/ids.txt").read_text().split() == [f"s{i}" for i in range(150)]
     done, total, _ = zip(*ticks, strict=True)
-    assert list(done) == list(range(1, total[0] + 1))
+    assert list(done) == sorted(set(done))
+    assert done[-1] == total[-1] == 3 * (2 * (1 + 3) + 1)
     assert load_results(tmp_path / "out") == results
 
 
@@ -229,7 +230,7 @@ def test_a_hanging_file_is_given_up(odd: tuple[str, ...], samples: Path) -> None
     with started("slow one", 1, odd) as worker:
         worker.ask("import", limit_s=60, runtime="odd")
         worker.ask("load", limit_s=60, path="hang", threads=1, precision="float32", batch=1)
-        with pytest.raises(MeasureError, match="slow one: no answer to 'first' within 0.2 s"):
+        with pytest.raises(MeasureError, match="slow one: no answer to 'first' within"):
             worker.ask("first", limit_s=0.2, inputs=str(samples), batch=1)
 
 
@@ -293,12 +294,11 @@ def test_the_worker_ends_with_a_sentinel_and_answers_nonsense_with_an_error() ->
 
 
 def test_the_agent_runs_on_python_3_8() -> None:
-    vermin = pytest.importorskip("vermin", reason="vermin is not installed")
+    pytest.importorskip("vermin", reason="vermin is not installed")
     from edgewise.bench.agent import worker
 
-    assert vermin is not None
     done = subprocess.run(
-        [sys.executable, "-m", "vermin", "-t=3.8-", "--no-tips", "--violations", str(Path(worker.__file__))],
+        [sys.executable, "-c", "import vermin; vermin.main()", "-t=3.8-", "--violations", str(Path(worker.__file__))],
         capture_output=True,
         text=True,
         check=False,

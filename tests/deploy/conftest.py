@@ -54,6 +54,17 @@ for precision in ("float32", "float16", "int8"):
     model, description = load_model(folder)
     convert_module(model, precision, out / f"litert.{precision}", input_shape=description.input_shape,
                    calibration=np.load(calibration))
+
+# A fake-quantized one, with ranges that no calibration would find: training may well move them.
+from edgewise.compress.quantize import insert_quantizers, quantizers
+images = np.load(calibration)
+model = insert_quantizers(load_model(folder)[0], images)
+with torch.no_grad():
+    for name, parameter in model.named_parameters():
+        if name.endswith("_scale_param_storage") and parameter.numel() == 1:
+            parameter.mul_(0.6)
+    np.save(out / "learned.npy", model(torch.from_numpy(images)).numpy())
+convert_module(model, "int8", out / "litert.learned", input_shape=description.input_shape, calibration=images)
 """
 
 

@@ -18,7 +18,9 @@ def net(dtype: type = np.int8, opset: int = 20) -> ModelProto:
 
     def pair(name: str) -> str:
         nodes.append(helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}.q"], name=f"{name}.q"))
-        nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", "scale", "zero"], [f"{name}.dq"], name=f"{name}.dq"))
+        nodes.append(
+            helper.make_node("DequantizeLinear", [f"{name}.q", "scale", "zero"], [f"{name}.dq"], name=f"{name}.dq")
+        )
         return f"{name}.dq"
 
     def weight(name: str, shape: tuple[int, ...]) -> str:

@@ -1,0 +1,271 @@
+"""The four forms of the report: the same numbers in each, and nothing but text from names."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from edgewise.bench import format as say
+from edgewise.bench.config import Budget
+from edgewise.bench.gate import Verdict, gate
+from edgewise.bench.record import BundleRow, Context, JourneyRow, ParityRow, Results
+from edgewise.bench.report.plot import accuracy_latency, latency_spread
+from edgewise.bench.report.write import FILES, build_page, write_report
+
+EVIL = "<script>alert('x')</script>|`$x$` & co"
+BUDGET = Budget(max_accuracy_drop_pp=1.1, min_speedup=4, max_p50_ms=1, max_p99_ms=5)
+
+
+@pytest.fixture
+def told(made_up: Callable[..., Results], scores: Callable[..., Any]) -> tuple[Results, Verdict, Context]:
+    results = made_up(
+        {
+            "small": {"scores": scores(20), "runtime": "openvino", "flags": ["contended", "drift"]},
+            EVIL: {"scores": scores(25), "ms": 6.0, "runtime": "litert"},
+            "dead": {"error": "dead: the process died <b>badly</b>"},
+        }
+    )
+    context = Context(
+        name=EVIL,
+        created="2026-01-02 03:04 UTC",
+        recipe_text="name: <script>",
+        journey=(
+            JourneyRow("teacher", 855_770, 125_750_000, 0.9, 0.89, 0.91, 2000, 1_000_000, EVIL),
+            JourneyRow("prune"),
+        ),
+        parity={
+            "small": ParityRow("student", 2000, 41.25, 7, 0.5),
+            "teacher": ParityRow("torch", 2000, math.inf, 0, 0.0),
+        },
+        bundles=(BundleRow("tensorrt", False, "no GPU here", ("a.onnx",)),),
+        notes=(EVIL,),
+        versions={"torch": "2.13"},
+        commands=("edgewise run a.yaml",),
+    )
+    return results, gate(BUDGET, results), context
+
+
+class _Page(HTMLParser):
+    """What a browser would find: tags, what they link to, text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "xlink:href", "srcset", "action"):
+                self.links.append(value or "")
+            if key == "id":
+                self.ids.append(value or "")
+            assert not key.startswith("on")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _read(path: Path) -> _Page:
+    page = _Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    return page
+
+
+def test_all_forms_are_written_and_the_same_each_time(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    one, two = write_report(*told, tmp_path / "one"), write_report(*told, tmp_path / "two")
+    assert tuple(one) == FILES
+    for name in FILES:
+        assert one[name].read_bytes() == two[name].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(FILES)
+
+
+def test_the_page_needs_nothing_and_runs_nothing(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    write_report(*told, tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = _read(tmp_path / "report.html")
+    assert "script" not in page.tags
+    assert "b" in page.tags
+    assert all(link.startswith(("#", "data:,")) for link in page.links)
+    assert not re.findall(r"(?:url\(|@import|https?:)(?!#)(?!//www\.w3\.org/)[^)\s]*", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 2
+    assert EVIL in page.text  # as text, whole
+    assert "<b>badly</b>" in page.text
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_every_number_shown_is_the_one_in_the_json(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    write_report(*told, tmp_path)
+    page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    shown = " ".join(_read(tmp_path / "report.html").text.split())
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    units = {
+        "p50_ms": "ms",
+        "speedup": "x",
+        "speedup_parent": "x",
+        "qps": "per s",
+        "accuracy": "fraction",
+        "drop_pp": "pp",
+    }
+    compared = 0
+    for file in page["files"]:
+        assert say.size(file["size_bytes"]) in shown
+        assert say.size(file["size_bytes"]) in markdown
+        for key, unit in units.items():
+            if file[key]:
+                for text in (say.quantity(file[key]["value"], unit), say.span(file[key], unit)):
+                    assert text in shown, (key, text)
+                    assert text in markdown, (key, text)
+                    compared += 1
+    for check in page["verdict"]["checks"]:
+        assert check["status"] in shown
+        assert say.limit_words(check["check"], check["limit"], check["unit"]) in shown
+    assert compared > 20
+    for row in ("855,770", "126 M", "90.00 %", "41.2 dB", "exact", "7 of 2,000", "no GPU here"):
+        assert row in shown
+        assert row in markdown
+
+
+def test_json_holds_what_was_measured(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    results, verdict, context = told
+    page = build_page(results, verdict, context)
+    json.dumps(page, allow_nan=False)
+    files = {file["name"]: file for file in page["files"]}
+    small = files["small"]
+    assert small["p50_ms"]["value"] == pytest.approx(2.0, rel=0.01)
+    assert small["speedup"]["low"] < 5 < small["speedup"]["high"] * 1.02
+    assert small["speedup_parent"]["value"] == pytest.approx(2, rel=0.02)
+    assert small["size_ratio"] == 10
+    assert (small["lost"], small["won"], small["flips"]) == (20, 0, 20)
+    assert small["drop_pp"]["value"] == pytest.approx(1.0)
+    assert small["accuracy"]["value"] == pytest.approx(0.99)
+    assert small["qps"]["value"] == pytest.approx(500, rel=0.02)
+    assert small["peak_memory_bytes"] == 50_000_000
+    assert small["sqnr_db"] == 41.25
+    assert files["teacher"]["sqnr_exact"]
+    assert files["dead"]["p50_ms"] is None
+    assert "died" in files["dead"]["error"]
+    assert page["warnings"][0].startswith(EVIL)
+    assert page["in_short"] == ["small", EVIL, "dead"]
+
+
+def test_markdown_tables_stay_whole(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    write_report(*told, tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    lines = text.splitlines()
+    tables = [i for i, line in enumerate(lines) if re.fullmatch(r"\|(-+:?\|)+", line)]
+    assert len(tables) == 5
+    for start in tables:
+        columns = lines[start].count("|")
+        rows = [lines[start - 1]]
+        for line in lines[start + 1 :]:
+            if not line.startswith("|"):
+                break
+            rows.append(line)
+        assert len(rows) > 1
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)\|", row)) == columns, row
+
+
+def test_junit_says_which_check_failed_and_why(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    _, verdict, _ = told
+    write_report(*told, tmp_path)
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
+    cases = suite.findall("testcase")
+    assert int(suite.attrib["tests"]) == len(cases) == len(verdict.checks)
+    tags = {"PASS": None, "FAIL": "failure", "INVALID": "error", "INCONCLUSIVE": "skipped"}
+    for case, check in zip(cases, verdict.checks, strict=True):
+        assert (case.attrib["classname"], case.attrib["name"]) == (check.file, check.check)
+        children = {child.tag for child in case} - {"properties"}
+        assert children == ({tags[check.status]} if tags[check.status] else set())
+        stored = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
+        assert stored["status"] == check.status
+        assert float(stored["limit"]) == check.limit
+    assert {check.status for check in verdict.checks} == set(tags)
+    for attribute, status in (("failures", "FAIL"), ("errors", "INVALID"), ("skipped", "INCONCLUSIVE")):
+        assert int(suite.attrib[attribute]) == sum(check.status == status for check in verdict.checks)
+
+
+def test_junit_holds_names_that_xml_can_not(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"bell\x07\x1b": {}})
+    write_report(results, gate(BUDGET, results), Context("n\x00me", "now"), tmp_path)
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot()[0].attrib["name"] == "n\N{REPLACEMENT CHARACTER}me"
+
+
+def test_without_a_budget_nothing_is_judged(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"slow": {"ms": 9.0}})
+    write_report(results, None, Context("plain", "now"), tmp_path)
+    text = _read(tmp_path / "report.html").text
+    assert "NOT JUDGED" in text
+    assert "slow is SLOWER" in text
+    assert ElementTree.parse(tmp_path / "junit.xml").getroot()[0].attrib["tests"] == "0"
+
+
+def test_tails_below_their_floor_are_not_told(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"small": {}}, runs=10)
+    write_report(results, None, Context("few", "now"), tmp_path)
+    assert "needs >= 459 runs, has 240" in _read(tmp_path / "report.html").text
+
+
+def test_plots_hold_names_as_text_and_draw_nothing_without_points() -> None:
+    point = {"value": 1.0, "low": 0.9, "high": 1.1}
+    row = {
+        "name": EVIL,
+        "runtime": "onnxruntime",
+        "role": "candidate",
+        "p50_ms": point,
+        "accuracy": {**point, "value": 0.9, "low": 0.8, "high": 0.95},
+    }
+    svg = accuracy_latency([row], "<accuracy>")
+    assert svg is not None
+    found = _Page()
+    found.feed(svg)
+    assert EVIL in found.text
+    assert "#a0b0" not in svg
+    assert "var(--series-1)" in svg
+    ElementTree.fromstring(svg)
+    assert accuracy_latency([{**row, "p50_ms": None}], "accuracy") is None
+    assert latency_spread([("a", "litert")], [np.empty(0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (say.duration(0.1194), "119 µs"),
+        (say.duration(2.308), "2.31 ms"),
+        (say.duration(1234), "1.23 s"),
+        (say.size(323_401), "323 kB"),
+        (say.size(999), "999 B"),
+        (say.ratio(3.1249), "3.12×"),
+        (say.faster(0.5), "2.00× slower"),
+        (say.smaller(12.3), "12.3× smaller"),
+        (say.percent(0.88712), "88.71 %"),
+        (say.points(-0.004), "0.00 pp"),
+        (say.points(-0.42), "−0.42 pp"),
+        (say.count(125_750_000), "126 M"),
+        (say.count(855_770), "855,770"),
+        (say.roughly(1_669_291), "1,700,000"),
+        (say.span({"low": 2.2, "high": 2.45}, "ms"), "2.20 to 2.45 ms"),
+        (say.span({"low": 0.9, "high": 1.2}, "ms"), "900 µs to 1.20 ms"),
+        (say.span({"low": 3.03, "high": 3.16}, "x"), "3.03 to 3.16×"),
+        (say.quantity(None, "ms"), "n/a"),
+        (say.headline(["PASS", "PASS"]), "All 2 limits hold, with the whole interval."),
+        (say.headline(["PASS", "FAIL"]), "Of 2 checks: 1 over the limit, 1 within the limit."),
+    ],
+)
+def test_numbers_are_said_as_people_read_them(said: str, text: str) -> None:
+    assert said == text
