@@ -1,7 +1,8 @@
 """Quantization-aware distillation: fake-quantize, then train against the same net in float.
 
-L = KL(p_float || p_quantized) at T = 1 by default, from a calibrated start (arXiv 2601.20088): the quantized net is asked
-to answer as the float one does, not to learn the task again. Without training steps this is post-training quantization.
+L = KL(p_float || p_quantized) at T = 1 by default, from a calibrated start (arXiv 2601.20088): the quantized net is
+asked to answer as the float one does, not to learn the task again. Without training steps this is post-training
+quantization.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ def copied(finished: Path) -> Iterator[Path]:
 
 def test_a_finished_run_is_not_done_again_and_loads_no_torch(finished: Path) -> None:
     script = (
-        "import sys; from edgewise.cli import main; sys.argv = ['edgewise', 'run', 'tiny.yaml', '--out', 'whole', '--json']\n"
+        "import sys; from edgewise.cli import main\n"
+        "sys.argv = ['edgewise', 'run', 'tiny.yaml', '--out', 'whole', '--json']\n"
         "try: main()\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = [name for name in ('torch', 'nncf', 'onnx', 'openvino', 'matplotlib') if name in sys.modules]\n"
