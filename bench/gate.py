@@ -12,13 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from edgewise.bench import stats
 from edgewise.bench.config import Budget
@@ -167,32 +164,6 @@ def slower_than_float(results: Results) -> list[str]:
         else:
             found.append(f"{file.name} is NOT shown to be faster than its own float model {file.parent}: {times}")
     return found
-
-
-def load_budget(path: Path) -> Budget:
-    """Read a budget from YAML: its keys at the top, or below ``budget:`` as in a recipe.
-
-    Raises:
-        RecipeError: not readable, not YAML, or every key that is wrong, with the nearest known name.
-    """
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"can't read a budget: {error}", where=str(path)) from error
-    if isinstance(plain, dict) and "budget" in plain:
-        plain = plain["budget"]
-    if not isinstance(plain, dict):
-        raise RecipeError(
-            f"expected keys and limits, got {type(plain).__name__}", where=str(path), hint="for instance min_speedup: 3"
-        )
-    try:
-        return Budget.model_validate({str(key): value for key, value in plain.items()})
-    except ValidationError as error:
-        raise RecipeError(
-            "; ".join(_mistake(dict(one)) for one in error.errors()),
-            where=str(path),
-            hint=f"a budget may hold {', '.join(Budget.model_fields)}",
-        ) from error
 
 
 def _judge(file: FileUnderTest, key: str, limit: float, results: Results) -> Check:
@@ -362,13 +333,6 @@ def _more(found: stats.Interval, n: int, gap: float) -> int | None:
     """So many times ``n`` that the interval, which shrinks with its root, no longer reaches a limit ``gap`` away."""
     half = max(found.high - found.value, found.value - found.low)
     return max(n + 1, math.ceil(n * (half / gap) ** 2)) if gap > 0 else None
-
-
-def _mistake(error: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{_did_you_mean(path, list(Budget.model_fields))}"
-    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import copy
 import io
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
@@ -45,6 +46,8 @@ class Whole(nn.Module):
 def _nncf() -> ModuleType:
     """NNCF without its log, its compiled extensions, and its usage telemetry (which calls home unless declined)."""
     os.environ.setdefault("NNCF_CI", "1")
+    # NNCF imports OpenVINO where that is installed, and OpenVINO sends usage home at its import.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import nncf
 
     module: ModuleType = nncf

@@ -5,7 +5,9 @@ The job is what ``base.dump_job`` writes. The result says which file was made, o
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +35,13 @@ def convert(job: Job) -> Path:
     return path
 
 
+def _die_with_parent() -> None:
+    """On Linux, end when the process that started this one is killed: nobody waits for the file any more."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def main(arguments: list[str]) -> int:
     """Run one job; the exit code."""
     if len(arguments) not in (1, 2):
@@ -55,4 +64,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    _die_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -213,7 +213,10 @@ def quantize(work: Work) -> dict[str, Any]:
 
 def export(work: Work) -> dict[str, Any]:
     """One ONNX file for each float model, and the Q/DQ flavours of the quantized one."""
+    import onnx
+
     from edgewise.compress.saved import load_model
+    from edgewise.deploy.contracts import trt
     from edgewise.deploy.export import export_float, export_qdq
 
     shape, wants_half = work.task().input_shape, work.config["half"]
@@ -227,7 +230,10 @@ def export(work: Work) -> dict[str, Any]:
         model, _ = load_model(work.parents["quantized"].folder)
         export_qdq(model, shape, work.payload / "unsigned.onnx", signed=False)
         if wants_half:
-            export_qdq(model, shape, work.payload / "signed.half.onnx", signed=True, half=True)
+            signed = work.payload / "signed.half.onnx"
+            export_qdq(model, shape, signed, signed=True, half=True)
+            findings = [asdict(finding) for finding in trt.check(onnx.load(signed))]
+            (work.payload / "contract.json").write_text(json.dumps({"runtime": "tensorrt", "findings": findings}))
     return {}
 
 
@@ -235,19 +241,20 @@ def _source(work: Work) -> Source:
     """Where a converter finds the model in each form; absent forms are None."""
     from edgewise.deploy.convert.base import Source
 
-    def onnx(name: str) -> Path | None:
+    def exported(name: str) -> Path | None:
         path = work.parents["export"].file(name)
         return path if path.exists() else None
 
     # Where no stage made a smaller float model, the teacher is the student.
-    float_form = "student.onnx" if onnx("student.onnx") else "teacher.onnx"
+    float_form = "student.onnx" if exported("student.onnx") else "teacher.onnx"
     return Source(
-        float_onnx=onnx("teacher.onnx" if work.config["role"] == "reference" else float_form),
-        unsigned_onnx=onnx("unsigned.onnx"),
-        half_onnx=onnx("half.onnx"),
-        half_signed_onnx=onnx("signed.half.onnx"),
+        float_onnx=exported("teacher.onnx" if work.config["role"] == "reference" else float_form),
+        unsigned_onnx=exported("unsigned.onnx"),
+        half_onnx=exported("half.onnx"),
+        half_signed_onnx=exported("signed.half.onnx"),
         model_folder=work.parents["model"].folder,
         calibration=work.parents["samples"].file("calibration.npy"),
+        contract=exported("contract.json") if work.config["precision"] == "int8" else None,
         input_shape=work.task().input_shape,
         classes=len(work.task().classes),
     )

@@ -6,14 +6,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgewise.bench.config import Budget
-from edgewise.bench.gate import CHECKS, EXIT_CODES, Check, gate, load_budget
+from edgewise.bench.gate import CHECKS, EXIT_CODES, Check, gate
 from edgewise.bench.record import Results
 from edgewise.errors import RecipeError
 
@@ -162,33 +161,6 @@ def test_budgets_that_mean_nothing_are_refused(made_up: MadeUp) -> None:
         gate(Budget(max_p50_ms=1, files=("smal",)), results)
     with pytest.raises(RecipeError, match="no candidate"):
         gate(Budget(max_p50_ms=1), made_up({}))
-
-
-@pytest.mark.parametrize("text", ["min_speedup: 3\nfiles: [a]\n", "name: x\nbudget:\n  min_speedup: 3\n  files: [a]\n"])
-def test_budget_is_read_from_the_top_or_below_its_key(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "budget.yaml"
-    path.write_text(text)
-    assert load_budget(path) == Budget(min_speedup=3, files=("a",))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("min_speedupp: 3", "did you mean 'min_speedup'"),
-        ("min_accuracy: 2\nmax_p50_ms: fast", r"(?s)min_accuracy.*max_p50_ms"),
-        ("- 3", "got list"),
-        ("a: [", "can't read"),
-        ("!!python/object/apply:os.system [ls]", "can't read"),
-        ("3: 4", "unknown key '3'"),
-    ],
-)
-def test_every_mistake_in_a_budget_is_named(text: str, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "budget.yaml"
-    path.write_text(text)
-    with pytest.raises(RecipeError, match=said):
-        load_budget(path)
-    with pytest.raises(RecipeError, match="can't read"):
-        load_budget(tmp_path / "nowhere.yaml")
 
 
 def test_gate_simulation_of_the_drop_matches_theory(made_up: MadeUp) -> None:

@@ -80,6 +80,24 @@ def test_sizes_count_every_file_of_the_model(
         assert reports[name]["size_bytes"] == sum(file.stat().st_size for file in files), name
 
 
+def test_openvinos_slimmed_files_answer_to_the_bit_as_the_whole_ones(
+    converted: Mapping[str, Path], small_net: Any, tmp_path: Path
+) -> None:
+    from edgewise.deploy.runtimes.ov import load_openvino
+
+    openvino = load_openvino()
+    for name, graph in {"openvino.float32": small_net.float_onnx, "openvino.int8": small_net.unsigned_onnx}.items():
+        whole = tmp_path / f"{name}.xml"
+        openvino.save_model(openvino.convert_model(graph), whole, compress_to_fp16=False)
+        slimmed = converted[name]
+        answers = [
+            openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(small_net.images)[0]
+            for path in (whole, slimmed)
+        ]
+        assert np.array_equal(*answers)
+        assert slimmed.stat().st_size < 0.6 * whole.stat().st_size
+
+
 def test_half_weights_are_half_as_large(converted: Mapping[str, Path]) -> None:
     sizes = {name: converted[f"openvino.{name}"].with_suffix(".bin").stat().st_size for name in ("float32", "float16")}
     assert sizes["float16"] < 0.6 * sizes["float32"]
