@@ -17,7 +17,7 @@ class Bench(Config):
     block_ms: float = Field(50.0, gt=0)
     warmup_s: float = Field(0.5, ge=0)
     accuracy_samples: int | None = Field(None, ge=1, description="test samples to answer; all by default")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class Budget(Config):

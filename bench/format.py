@@ -16,21 +16,22 @@ def plain(value: float, digits: int = 3) -> str:
         return str(value)
     if value == 0:
         return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    # The exponent of the rounded number: 9.999 is 10.0, not 10.00.
+    places = max(0, digits - 1 - int(f"{value:.{digits - 1}e}".partition("e")[2]))
     return f"{value:,.{places}f}".replace("-", MINUS)
 
 
 def duration(ms: float) -> str:
     """119 µs, 2.31 ms, 1.20 s."""
-    if abs(ms) < 1:
+    if _below(1000, ms * 1000):
         return f"{plain(ms * 1000)} µs"
-    return f"{plain(ms)} ms" if abs(ms) < 1000 else f"{plain(ms / 1000)} s"
+    return f"{plain(ms)} ms" if _below(1000, ms) else f"{plain(ms / 1000)} s"
 
 
 def size(count: float) -> str:
     """323 kB, 3.21 MB; a kB is 1,000 bytes."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= scale:
+        if not _below(1, count / scale):
             return f"{plain(count / scale)} {unit}"
     return f"{count:,.0f} B"
 
@@ -75,7 +76,7 @@ def decibel(db: float | None, exact: bool = False) -> str:
 def count(value: float) -> str:
     """12,345, or 126 M from ten million on."""
     for unit, scale in (("G", 1e9), ("M", 1e6)):
-        if abs(value) >= 10 * scale:
+        if not _below(10, value / scale):
             return f"{plain(value / scale)} {unit}"
     return f"{value:,.0f}".replace("-", MINUS)
 
@@ -170,7 +171,8 @@ OUTCOMES = {
 }
 
 FLAG_WORDS = {
-    "contended": "other work kept the CPU busy: times are too long, ratios hold",
+    "contended": "other work kept the CPU busy: times are too long, so speed-ups are told on CPU time (one thread) or "
+    "not at all (more threads)",
     "drift": "times moved in one direction while measuring",
     "unstable": "the p50 is known to no better than 5 %",
     "warmup_not_converged": "times had not settled when measuring began",
@@ -181,6 +183,11 @@ FLAG_WORDS = {
 def flag_words(flag: str) -> str:
     """What a flag means."""
     return FLAG_WORDS.get(flag, flag)
+
+
+def _below(limit: float, value: float, digits: int = 3) -> bool:
+    """Whether ``value`` is still said as less than ``limit`` once rounded: 999.9 is said as 1,000."""
+    return abs(float(f"{value:.{digits - 1}e}")) < limit
 
 
 def _signed(value: float) -> float:

@@ -3,6 +3,12 @@
 A limit is held when the whole interval holds it, and broken when none of the interval does; in between, the data can't
 tell, and the check says how many samples could. Every check errs with at most 5 % chance, one-sided, so intervals are
 90 % ones. Accuracy against a reference is Tango's score test of non-inferiority on paired answers.
+
+Sizes are known exactly. Load time (the median of the launches) and peak memory (the largest of them) are few values,
+one a launch: they are compared as they are, and make no claim about chance.
+
+A machine that was busy, or whose speed moved, spoils absolute times more than ratios. See ``_judge`` and
+``numbers.clock_of``.
 """
 
 from __future__ import annotations
@@ -19,13 +25,24 @@ from numpy.typing import NDArray
 
 from edgewise.bench import stats
 from edgewise.bench.config import Budget
-from edgewise.bench.numbers import accuracy_drop, discordant, load_ms, peak_memory, qps, samples_of, speedup
+from edgewise.bench.numbers import (
+    accuracy_drop,
+    clock_of,
+    discordant,
+    load_ms,
+    peak_memory,
+    qps,
+    samples_of,
+    speedup,
+)
 from edgewise.bench.record import FileUnderTest, Results
 from edgewise.errors import RecipeError
 
 FORMAT = 1
 CONFIDENCE = 0.90
 EXIT_CODES = {"PASS": 0, "FAIL": 1, "INVALID": 3, "INCONCLUSIVE": 4}
+ON_CPU_TIME = "on CPU time: the machine was busy"
+BUSY = "the machine was busy, and with more than one thread CPU time can't stand in: measure again"
 SEVERITY = ("FAIL", "INVALID", "INCONCLUSIVE", "PASS")
 
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "INVALID"]
@@ -73,15 +90,16 @@ class Verdict:
 class _Finding:
     """What a check measured.
 
-    ``gap_n``: how many it takes to tell a limit so far from the value; ``noisy``: other work on the machine makes it
-    worse, never better.
+    ``gap_n``: how many it takes to tell a limit so far from the value; ``absolute``: a time as such, not a ratio of
+    two that were taken side by side; ``note``: what the reader must know, whatever the verdict.
     """
 
     interval: stats.Interval
     n: int
     counted: str
     gap_n: Callable[[float], int | None] = lambda gap: None
-    noisy: bool = False
+    absolute: bool = False
+    note: str = ""
 
 
 class _Unusable(Exception):
@@ -155,10 +173,17 @@ def slower_than_float(results: Results) -> list[str]:
     """A sentence for each INT8 file that isn't faster than the float file of the very same model."""
     found = []
     for file in results.files:
-        ratio = speedup(results, file.parent, file.name) if file.precision == "int8" and file.parent else None
+        if file.precision != "int8" or file.parent is None:
+            continue
+        clock = clock_of(results, file.parent, file.name)
+        if clock is None:
+            found.append(f"{file.name} is NOT shown to be faster than its own float model {file.parent}: {BUSY}")
+            continue
+        ratio = speedup(results, file.parent, file.name, clock=clock)
         if ratio is None or ratio.low > 1:
             continue
         times = f"{ratio.value:.2f}x its speed, interval {ratio.low:.2f} to {ratio.high:.2f}"
+        times += f", {ON_CPU_TIME}" if clock == "cpu" else ""
         if ratio.high < 1:
             found.append(f"{file.name} is SLOWER than its own float model {file.parent}: {times}")
         else:
@@ -177,18 +202,25 @@ def _judge(file: FileUnderTest, key: str, limit: float, results: Results) -> Che
     except _TooFew as error:
         return check(status="INCONCLUSIVE", n=error.n, needed_n=error.needed, counted="runs", note=str(error))
     found = finding.interval
-    check = partial(check, n=finding.n, counted=finding.counted)
+    check = partial(check, n=finding.n, counted=finding.counted, note=finding.note)
     if not all(math.isfinite(value) for value in (found.value, found.low, found.high)):
         return check(status="INVALID", note=f"expected finite numbers, got {found}")
     check = partial(check, value=found.value, low=found.low, high=found.high)
+    flags = results.measurements[file.name].flags if finding.absolute else ()
+    if "drift" in flags:
+        return check(status="INVALID", note="times moved in one direction while measuring: measure again")
+    if "single_launch" in flags:
+        return check(status="INCONCLUSIVE", n=1, counted="launches", needed_n=2, note="one process says too little")
     # Turned so that less is better.
     best, worst = (found.low, found.high) if sign > 0 else (-found.high, -found.low)
     if worst <= sign * limit:
         return check(status="PASS")
     if best <= sign * limit:
         needed = finding.gap_n(abs(limit - found.value))
-        return check(status="INCONCLUSIVE", needed_n=needed, note="the interval spans the limit")
-    if finding.noisy and "contended" in results.measurements[file.name].flags:
+        note = "; ".join(text for text in ("the interval spans the limit", finding.note) if text)
+        # It didn't do with n, so it takes more, whatever a rule of thumb says.
+        return check(status="INCONCLUSIVE", needed_n=needed and max(needed, finding.n + 1), note=note)
+    if "contended" in flags:
         # Other work on the machine only ever makes a file slower: a limit held is held, a limit broken may not be.
         return check(status="INVALID", note="over the limit, but the machine was busy with other work: measure again")
     return check(status="FAIL")
@@ -207,7 +239,10 @@ def _sound(results: Results, file: FileUnderTest) -> None:
 def _accuracy(results: Results, file: FileUnderTest) -> _Finding:
     scores = np.asarray(_scores(results, file), dtype=np.float64)
     found = stats.mean_interval(scores, confidence=CONFIDENCE)
-    return _Finding(found, len(scores), "samples", gap_n=partial(stats.paired_sample_size, float(np.var(scores))))
+    n = len(scores)
+    if stats.is_binary(scores):
+        return _Finding(found, n, "samples", gap_n=partial(stats.paired_sample_size, float(np.var(scores))))
+    return _Finding(found, n, "samples", gap_n=partial(_more, found, n))
 
 
 def _drop(results: Results, file: FileUnderTest) -> _Finding:
@@ -215,7 +250,9 @@ def _drop(results: Results, file: FileUnderTest) -> _Finding:
     found = accuracy_drop(results, file.reference, file.name, confidence=CONFIDENCE)
     assert found is not None  # _pair would have refused
     in_pp = stats.Interval(100 * found.value, 100 * found.low, 100 * found.high)
-    differ = float(np.mean((theirs - mine) ** 2))
+    if not stats.is_binary(np.concatenate([theirs, mine])):
+        return _Finding(in_pp, len(mine), "samples", gap_n=partial(_more, in_pp, len(mine)))
+    differ = float(np.mean(theirs != mine))
     return _Finding(in_pp, len(mine), "samples", gap_n=lambda gap: stats.paired_sample_size(differ, gap / 100))
 
 
@@ -229,11 +266,15 @@ def _flips(results: Results, file: FileUnderTest) -> _Finding:
 def _speedup(results: Results, file: FileUnderTest) -> _Finding:
     _reference(results, file)
     _runs(results, file)
-    found = speedup(results, file.reference, file.name, confidence=CONFIDENCE)
+    clock = clock_of(results, file.reference, file.name)
+    if clock is None:
+        raise _Unusable(BUSY)
+    found = speedup(results, file.reference, file.name, clock=clock, confidence=CONFIDENCE)
     if found is None:
         raise _Unusable(f"the reference {file.reference} was not measured in the same launches")
     pairs = sum(len(launch.blocks) for launch in results.measurements[file.name].launches)
-    return _Finding(found, pairs, "block pairs", gap_n=partial(_more, found, pairs))
+    note = ON_CPU_TIME if clock == "cpu" else ""
+    return _Finding(found, pairs, "block pairs", gap_n=partial(_more, found, pairs), note=note)
 
 
 def _latency(q: float, results: Results, file: FileUnderTest) -> _Finding:
@@ -246,13 +287,13 @@ def _latency(q: float, results: Results, file: FileUnderTest) -> _Finding:
     upper = stats.percentile_upper(pooled, q) if q > 0.5 else None
     high = max(found.high, upper) if upper is not None else found.high
     in_ms = stats.Interval(found.value / 1e6, found.low / 1e6, high / 1e6)
-    return _Finding(in_ms, len(pooled), "runs", gap_n=partial(_more, in_ms, len(pooled)), noisy=True)
+    return _Finding(in_ms, len(pooled), "runs", gap_n=partial(_more, in_ms, len(pooled)), absolute=True)
 
 
 def _qps(results: Results, file: FileUnderTest) -> _Finding:
     _runs(results, file)
     found, n = qps(results.measurements[file.name], confidence=CONFIDENCE)
-    return _Finding(found, n, "blocks", gap_n=partial(_more, found, n), noisy=True)
+    return _Finding(found, n, "blocks", gap_n=partial(_more, found, n), absolute=True)
 
 
 def _memory(results: Results, file: FileUnderTest) -> _Finding:
@@ -267,8 +308,7 @@ def _memory(results: Results, file: FileUnderTest) -> _Finding:
 def _load(results: Results, file: FileUnderTest) -> _Finding:
     _runs(results, file)
     times = load_ms(results.measurements[file.name])
-    found = stats.Interval(float(np.median(times)), min(times), max(times))
-    return _Finding(found, len(times), "launches", noisy=True)
+    return _Finding(_exactly(float(np.median(times))), len(times), "launches", absolute=True)
 
 
 def _size(results: Results, file: FileUnderTest) -> _Finding:

@@ -8,6 +8,7 @@ round make pairs. Accuracy comes from one more process a file, through the same 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
@@ -99,12 +100,20 @@ def measure(
     runnable = [file for file in files if launches[file.name] or file.name not in failed]
     progress.skip(len(files) - len(runnable))
     # No time is taken any more, so as many answer at once as there are CPUs for.
+    working = _Working()
     with ThreadPoolExecutor(max(1, usable_cpus() // config.threads)) as pool:
-        replies = {pool.submit(_answer, file, inputs, index_path, config, out, command): file for file in runnable}
-        for done in as_completed(replies):
-            file = replies[done]
-            answers[file.name] = _scored(file, done.result(), targets[index], out, score)
-            progress.step(f"{file.name}: {len(index)} answers")
+        try:
+            replies = {
+                pool.submit(_answer, file, inputs, index_path, config, out, command, working): file for file in runnable
+            }
+            for done in as_completed(replies):
+                file = replies[done]
+                answers[file.name] = _scored(file, done.result(), targets[index], out, score)
+                progress.step(f"{file.name}: {len(index)} answers")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            working.stop()
+            raise
     if all(answer.error for answer in answers.values()) and not any(launches.values()):
         raise MeasureError("not one file could be measured:\n  " + "\n  ".join(f"{n}: {e}" for n, e in failed.items()))
 
@@ -141,12 +150,13 @@ def with_flags(measurement: Measurement, runtime: str) -> Measurement:
     if blocks:
         if not all(launch.warmup_converged for launch in launches):
             flags.append("warmup_not_converged")
-        # A GPU or more threads make the two clocks incomparable.
-        if measurement.threads == 1 and runtime != "tensorrt":
+        # Whatever the threads, one of them computes at any time: less CPU time means that the CPU was elsewhere. With
+        # more threads this misses some contention. With a GPU the clocks say nothing about each other.
+        if runtime != "tensorrt":
             busy = [block.wall_ns / block.process_cpu_ns for block in blocks if block.process_cpu_ns]
             if busy and float(np.median(busy)) > CONTENDED:
                 flags.append("contended")
-        if any(_drift(launch) > DRIFT for launch in launches):
+        if abs(float(np.median([_drift(launch) for launch in launches]))) > DRIFT:
             flags.append("drift")
         (p50,) = bootstrap_percentiles(samples_of(measurement), [0.5])
         if p50 is not None and (p50.high - p50.low) / 2 > UNSTABLE * p50.value:
@@ -238,11 +248,18 @@ def _finish(worker: Worker, number: int, start: dict[str, Any], blocks: list[Blo
 
 
 def _answer(
-    file: FileUnderTest, inputs: Path, index: Path, config: Bench, out: Path, command: Sequence[str]
+    file: FileUnderTest,
+    inputs: Path,
+    index: Path,
+    config: Bench,
+    out: Path,
+    command: Sequence[str],
+    working: _Working,
 ) -> int | MeasureError:
     """Let ``file`` answer the samples in a process of its own: the batch it took, or why there are no answers."""
     try:
         with started(file.name, config.threads, command) as worker:
+            working.add(worker)
             _import(worker, file)
             reply = worker.ask(
                 "answers",
@@ -302,9 +319,16 @@ def _import(worker: Worker, file: FileUnderTest) -> dict[str, Any]:
 
 
 def _options(file: FileUnderTest, config: Bench) -> dict[str, Any]:
-    # A float32 or int8 file's float operations stay exact float32; only who asked for float16 leaves it to the runtime.
-    precision = "default" if file.precision == "float16" else "float32"
-    return {"threads": config.threads, "batch": config.batch, "precision": precision}
+    return {"threads": config.threads, "batch": config.batch, "precision": arithmetic(file)}
+
+
+def arithmetic(file: FileUnderTest) -> str:
+    """What a runtime may use for the file's float operations, as its ``Options.precision``.
+
+    A float32 or int8 file's stay exact float32; only who asked for float16 leaves it to the runtime. A TensorRT engine
+    has it all fixed when it is built, and refuses to be asked.
+    """
+    return "default" if file.precision == "float16" or file.runtime == "tensorrt" else "float32"
 
 
 def _check_settings(file: FileUnderTest, settings: dict[str, Any], config: Bench) -> None:
@@ -355,7 +379,7 @@ def _chosen(samples: int, config: Bench) -> NDArray[np.int64]:
 
 
 def _drift(launch: Launch) -> float:
-    """How far the last third of the blocks lies from the first, of the first; 0 where that is within their noise."""
+    """How far the last third of the blocks lies above the first, of the first; 0 where that is within their noise."""
     medians = np.array([float(np.median(block.samples_ns)) for block in launch.blocks])
     third = len(medians) // 3
     if third < 3:
@@ -364,7 +388,25 @@ def _drift(launch: Launch) -> float:
     # Only a trend that separates the two thirds altogether counts; anything else is noise, and has its own flag.
     if first.max() >= last.min() and last.max() >= first.min():
         return 0.0
-    return float(abs(np.median(last) / np.median(first) - 1))
+    return float(np.median(last) / np.median(first) - 1)
+
+
+class _Working:
+    """The workers that answer now, so that they can be stopped from another thread."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+        self._stopped = threading.Event()
+
+    def add(self, worker: Worker) -> None:
+        self._workers.append(worker)
+        if self._stopped.is_set():  # it was started just while the others were stopped
+            worker.kill()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for worker in self._workers:
+            worker.kill()
 
 
 class _Progress:

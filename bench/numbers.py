@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.bench import stats
 from edgewise.bench.record import Measurement, Results
+
+Clock = Literal["wall", "cpu"]
 
 
 def samples_of(measurement: Measurement) -> list[list[NDArray[np.float64]]]:
@@ -17,8 +22,43 @@ def samples_of(measurement: Measurement) -> list[list[NDArray[np.float64]]]:
     ]
 
 
-def speedup(results: Results, reference: str | None, name: str, *, confidence: float = 0.95) -> stats.Interval | None:
-    """p50 of ``reference`` / p50 of ``name`` from paired blocks; None where either has none."""
+def cpu_times_of(measurement: Measurement) -> list[list[NDArray[np.float64]]]:
+    """CPU time in ns of one inference, of all the process's threads: one mean a block, by launch and block round.
+
+    A block's CPU time covers its timed runs and nothing else; the runs that settle the caches come before it. A block
+    too short for the CPU's clock is empty.
+    """
+    return [
+        [
+            np.array([block.process_cpu_ns / len(block.samples_ns)] if block.process_cpu_ns > 0 else [])
+            for block in sorted(launch.blocks, key=lambda b: b.round)
+        ]
+        for launch in measurement.launches
+    ]
+
+
+def clock_of(results: Results, *names: str | None) -> Clock | None:
+    """What times of these files may be compared on: the wall clock, on a quiet machine.
+
+    The scheduler cuts long inferences and leaves short ones whole, so on a busy machine wall times favour the smaller
+    file. CPU time doesn't; but with more than one thread it isn't what a user waits for, and then nothing is left: None.
+    """
+    found = [results.measurements[name] for name in names if name in results.measurements]
+    if not any("contended" in one.flags for one in found):
+        return "wall"
+    return "cpu" if all(one.threads == 1 for one in found) else None
+
+
+def speedup(
+    results: Results, reference: str | None, name: str, *, clock: Clock | None = "wall", confidence: float = 0.95
+) -> stats.Interval | None:
+    """Time of ``reference`` / time of ``name`` from paired blocks; None where either has none, or without a clock.
+
+    On the wall clock of blocks' medians, on CPU time of their means.
+    """
+    times = {"wall": samples_of, "cpu": cpu_times_of}.get(clock or "")
+    if times is None:
+        return None
     one = results.measurements.get(reference) if reference else None
     other = results.measurements.get(name)
     if one is None or other is None:
@@ -26,8 +66,7 @@ def speedup(results: Results, reference: str | None, name: str, *, confidence: f
     # A launch in which one of them failed pairs with nothing.
     both = sorted({launch.index for launch in one.launches} & {launch.index for launch in other.launches})
     mine, theirs = (
-        samples_of(Measurement(m.file, m.batch, m.threads, tuple(x for x in m.launches if x.index in both)))
-        for m in (one, other)
+        times(replace(m, launches=tuple(launch for launch in m.launches if launch.index in both))) for m in (one, other)
     )
     return stats.paired_ratio(mine, theirs, confidence=confidence)
 
@@ -67,11 +106,14 @@ def qps(measurement: Measurement, *, confidence: float = 0.95) -> tuple[stats.In
 
 
 def peak_memory(measurement: Measurement) -> int | None:
-    """The process's largest resident size in bytes, over all launches, from loading on; None where not known."""
+    """The process's largest resident size in bytes, over all launches, from loading on; None where not known.
+
+    What the runtime's library takes before, when it is imported, is its own phase, and counts here as far as it stays.
+    """
     peaks = [
         launch.phases[name].peak_bytes
         for launch in measurement.launches
-        for name in ("import", "load", "first_inference", "warmup", "steady")
+        for name in ("load", "first_inference", "warmup", "steady")
         if name in launch.phases
     ]
     known = [peak for peak in peaks if peak is not None]

@@ -16,7 +16,13 @@ from typing import IO, Any
 
 from edgewise.errors import MeasureError
 
-LOCAL = (sys.executable, "-m", "edgewise.bench.agent.worker")
+# The empty entry is the current directory: a user's own onnxruntime.py there must not be what is measured. Python 3.10
+# knows no PYTHONSAFEPATH.
+START = """import sys
+sys.path[:] = filter(None, sys.path)
+from edgewise.bench.agent import worker
+sys.exit(worker.main())"""
+LOCAL = (sys.executable, "-c", START)
 PROTOCOL = 1
 LAST_LINES = 8
 # Every library that brings its own pool reads one of these, before the runtime's own setting is seen.
@@ -32,6 +38,8 @@ class Worker:
         # A file, not a pipe: a library that prints a lot must never be able to block the worker.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {**os.environ, **{name: str(threads) for name in POOLS}, "PYTHONUNBUFFERED": "1"}
+        if command == LOCAL:
+            environment |= _here()
         try:
             self._process = subprocess.Popen(
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
@@ -115,6 +123,12 @@ def started(file: str, threads: int, command: Sequence[str] = LOCAL) -> Iterator
         yield worker
     finally:
         worker.close()
+
+
+def _here() -> dict[str, str]:
+    """Let a worker find what this process finds, libraries before the current directory, and end with this process."""
+    path = sorted((entry for entry in sys.path if entry), key=lambda entry: entry == os.getcwd())
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), "EDGEWISE_PARENT": str(os.getpid())}
 
 
 def _read(pipe: IO[bytes], replies: queue.Queue[bytes | None]) -> None:

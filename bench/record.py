@@ -26,7 +26,10 @@ Role = Literal["reference", "parent", "candidate"]
 
 @dataclass(frozen=True)
 class FileUnderTest:
-    """One converted file; ``reference`` and ``parent`` name the float teacher and student in the same runtime."""
+    """One converted file; ``reference`` and ``parent`` name the float teacher and student in the same runtime.
+
+    ``path`` leads to the main file and ``sha256`` is its own; ``size_bytes`` counts all parts, such as OpenVINO's .bin.
+    """
 
     name: str
     runtime: str
@@ -199,13 +202,18 @@ class BundleRow:
 
 @dataclass(frozen=True)
 class Context:
-    """What the report can't know from the measurements alone."""
+    """What the report can't know from the measurements alone.
+
+    ``parity``: rows by file, the one against its float model last. ``integer``: by file, how many of its operations
+    run in integers, as words such as "20 of 20 in INT8".
+    """
 
     name: str
     created: str
     recipe_text: str = ""
     journey: tuple[JourneyRow, ...] = ()
-    parity: dict[str, ParityRow] = field(default_factory=dict)
+    parity: dict[str, tuple[ParityRow, ...]] = field(default_factory=dict)
+    integer: dict[str, str] = field(default_factory=dict)
     bundles: tuple[BundleRow, ...] = ()
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)

@@ -216,12 +216,16 @@ def is_binary(scores: Samples) -> bool:
 def paired_sample_size(discordant: float, gap: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
     """Samples needed to tell, one-sided, that a drop lies ``gap`` under its limit; ``discordant``: share that differs.
 
-    (z_alpha + z_power)^2 psi / gap^2, 6.18 psi / gap^2 with the defaults. None where no number would do.
+    (z_alpha + z_power)^2 psi / gap^2, 6.18 psi / gap^2 with the defaults; but never fewer than it takes where not one
+    pair differs, z_alpha^2 (1 - gap) / gap by Tango's interval, and Wilson's. None where no number would do. Scores are
+    0 or 1.
     """
     normal = NormalDist()
     if gap <= 0 or not math.isfinite(gap):
         return None
-    return max(1, math.ceil((normal.inv_cdf(1 - alpha) + normal.inv_cdf(power)) ** 2 * discordant / gap**2))
+    z_alpha = normal.inv_cdf(1 - alpha)
+    floor = z_alpha**2 * (1 - gap) / gap
+    return max(1, math.ceil(max((z_alpha + normal.inv_cdf(power)) ** 2 * discordant / gap**2, floor)))
 
 
 def _quantile(samples: Samples, q: float) -> float:

@@ -29,6 +29,8 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
             else:
                 scalars[f"{index}.{name}"] = value
     tensors["random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
     # Clones: tied tensors share storage, which the format refuses.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
             state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         torch.set_rng_state(tensors["random"])
+        if "random_cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random_cuda"])
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
         raise ArtifactError(
             f"not a checkpoint of this training run ({error})", where=str(path), hint="delete it to start over"

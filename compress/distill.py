@@ -59,7 +59,14 @@ def distill(
                     f"the student answers {tuple(ours.logits.shape)}, the teacher {tuple(theirs.logits.shape)}",
                     hint="both must know the same classes",
                 )
-            terms = {name: loss.weight * loss(ours, theirs, batch) for name, loss in losses.items()}
+            terms = {}
+            for name, loss in losses.items():
+                try:
+                    terms[name] = loss.weight * loss(ours, theirs, batch)
+                except (ValueError, KeyError) as error:  # maps that don't fit, or a layer that never ran
+                    raise ModelError(
+                        f"{name} can't be computed: {error}", where="losses", hint="tap other layers, or leave it out"
+                    ) from error
             if config.cross_entropy:
                 labels = cross_entropy(ours.logits.float(), batch.targets, label_smoothing=run.label_smoothing)
                 terms["cross_entropy"] = config.cross_entropy * labels

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgewise.compress.quantize import HOOKS
 from edgewise.errors import ModelError
 
-HOOKS = "__nncf_hooks"  # where NNCF 3.4 keeps its quantizers, beside the forward it wraps
-WRAPPED = ("forward", "_replicate_for_data_parallel")
+WRAPPED = ("forward", "_replicate_for_data_parallel")  # what NNCF 3.4 puts on the instance
 
 
 @dataclass(frozen=True)

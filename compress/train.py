@@ -2,7 +2,8 @@
 parallelism when started by torchrun. What is learnt is the objective's business.
 
 Everything random (order of samples, augmentation) is a function of (seed, epoch, sample): a resumed run equals an
-uninterrupted one, and W processes with B/W samples each see what one process with B sees.
+uninterrupted one, and W processes with B/W samples each see the samples that one process with B sees. BatchNorm, where
+a net has it, takes its statistics over each process's own share.
 """
 
 from __future__ import annotations
@@ -141,6 +142,7 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         progress = checkpoints.load(checkpoint, model, optimizer)
         done, sums = progress["done"], progress["sums"]
+        fabric.strategy.precision.load_state_dict(progress["precision"])
         history = [Epoch(**epoch) for epoch in progress["history"]]
 
     total, warmup = steps * config.epochs, round(config.warmup_epochs * steps)
@@ -155,7 +157,7 @@ def fit(
             first = step * config.batch_size + fabric.global_rank * share
             batch = _batch(split, visit[first : first + share], augment, seed, epoch, fabric.device)
             with fabric.autocast():
-                terms = objective(wrapped, batch)
+                terms = _terms(objective, wrapped, batch)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
             prepared.zero_grad()
             fabric.backward(loss)
@@ -182,11 +184,21 @@ def fit(
             )
             if checkpoint is not None and done < total and (done % config.checkpoint_every == 0 or done % steps == 0):
                 if fabric.is_global_zero:
-                    state = {"done": done, "sums": sums, "history": [asdict(e) for e in history]}
+                    scaler = fabric.strategy.precision.state_dict()  # what 16-bit training has learnt of its scale
+                    state = {"done": done, "sums": sums, "history": [asdict(e) for e in history], "precision": scaler}
                     checkpoints.save(checkpoint, model, optimizer, state)
                 fabric.barrier()
     model.eval()
     return history
+
+
+def _terms(objective: Objective, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    try:
+        return objective(model, batch)
+    except ValueError as error:  # such as BatchNorm's, over one value a channel
+        raise ModelError(
+            f"the model can't learn from a batch of {len(batch.inputs)} ({error})", hint="set a larger batch_size"
+        ) from error
 
 
 def _batch(
@@ -197,7 +209,7 @@ def _batch(
         inputs = augmented(inputs, index, len(split.ids), augment, seed, epoch)
     return Batch(
         torch.from_numpy(inputs).to(device, memory_format=torch.channels_last),
-        torch.from_numpy(split.targets[index]).to(device),
+        torch.from_numpy(split.targets[index].astype(np.int64)).to(device),
         torch.from_numpy(index).to(device),
     )
 

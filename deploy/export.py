@@ -28,6 +28,7 @@ from edgewise.deploy.contracts import ov as ov_contract
 from edgewise.deploy.contracts import trt as trt_contract
 from edgewise.deploy.contracts.base import Finding
 from edgewise.deploy.onnx_graph import drop_dead, rename, sort_nodes, strip, to_bytes
+from edgewise.deploy.parity import sqnr_db
 from edgewise.errors import ContractError, ModelError
 
 OPSET = 20
@@ -213,12 +214,6 @@ def _inputs(input_shape: tuple[int, ...], batch: int) -> np.ndarray:
     return generator.standard_normal((batch, *input_shape), dtype=np.float32)
 
 
-def _sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    noise = float(np.square(reference.astype(np.float64) - other).sum())
-    signal = float(np.square(reference.astype(np.float64)).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
-
-
 def _check_numbers(model: ModelProto, reference: nn.Module, shape: tuple[int, ...], floor: float, plain: bool) -> None:
     """ONNX Runtime against torch on random inputs of batch 1 and 3; ``plain`` runs the graph as it is written, without
     the runtime's integer kernels.
@@ -248,7 +243,7 @@ def _check_numbers(model: ModelProto, reference: nn.Module, shape: tuple[int, ..
             )
         if not np.isfinite(got).all():
             raise ModelError("the exported graph gives NaN or infinity", where="export")
-        found = _sqnr_db(expected, got)
+        found = sqnr_db(expected, got)
         if found < floor:
             raise ModelError(
                 f"expected the exported graph within {floor:.0f} dB of torch at batch {batch}, got {found:.1f} dB",

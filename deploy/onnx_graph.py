@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-
-def constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """Initializers by name."""
-    return {tensor.name: tensor for tensor in graph.initializer}
+# Operators through which a quantized tensor stays quantized: they pick and move values, and make no new ones.
+MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "MaxPool", "Split")
 
 
 def value(graph: GraphProto, name: str) -> np.ndarray | None:
@@ -118,9 +114,6 @@ def drop_dead(graph: GraphProto) -> None:
     graph.initializer.extend(tensors)
 
 
-HOOKS = "__nncf_hooks."
-
-
 def hook_place(name: str) -> str:
     """NNCF's name of a hook, as a place: ``__nncf_hooks.post_hooks.net/3/relu/0__0.0`` is ``net.3.relu.0.out0``."""
     found = re.fullmatch(r".*?__nncf_hooks\.(pre|post)_hooks\.(.+)__(\d+)\.\d+(.*)", name)
@@ -139,8 +132,9 @@ def _scope(node: NodeProto, prefix: str) -> str:
         return ""
     module, call = (["", *scopes])[-2:]
     module = module.removeprefix(prefix)
-    if module.startswith(HOOKS):
-        return hook_place(module)
+    place = hook_place(module)
+    if place != module:
+        return place
     if module.startswith("_empty") or module == prefix.rstrip("."):
         return str(call)
     return module if re.sub(r"_\d+$", "", call) in LAYER_CALLS else f"{module}.{call}".strip(".")
@@ -187,7 +181,8 @@ def strip(model: ModelProto) -> None:
         del part.metadata_props[:]
     del graph.value_info[:]
     del graph.quantization_annotation[:]
-    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+    inside = [part for function in model.functions for part in (function, *function.node)]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *inside):
         item.doc_string = ""
         del item.metadata_props[:]
     model.producer_name, model.producer_version, model.domain, model.model_version = "edgewise", "", "", 0
@@ -200,21 +195,6 @@ def to_bytes(model: ModelProto) -> bytes:
     return data
 
 
-def digest(model: ModelProto) -> str:
-    """SHA-256 of the file that would be written."""
-    return hashlib.sha256(to_bytes(model)).hexdigest()
-
-
 def opset(model: ModelProto) -> int:
     """The version of the standard operators."""
     return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
-
-
-def tensor_types(model: ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
-    """Element type and shape of each tensor that strict shape inference can tell."""
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
-    return {
-        item.name: item.type.tensor_type
-        for item in (*inferred.value_info, *inferred.input, *inferred.output)
-        if item.type.HasField("tensor_type")
-    }

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
-from edgewise.deploy.onnx_graph import add_constant, attribute, consumers, is_output, producers, set_attribute, value
+from edgewise.deploy.onnx_graph import (
+    MOVERS,
+    add_constant,
+    attribute,
+    consumers,
+    is_output,
+    producers,
+    set_attribute,
+    value,
+)
 
 
 def _remove(graph: GraphProto, node: NodeProto) -> None:
@@ -110,9 +119,6 @@ def global_average_pool(graph: GraphProto) -> None:
         del node.attribute[:]
 
 
-MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "MaxPool")
-
-
 def _moves(graph: GraphProto, node: NodeProto) -> bool:
     """Whether ``node`` only picks and moves values, or adds zeros."""
     if node.op_type not in MOVERS or len(node.output) != 1:
@@ -154,8 +160,12 @@ def requantize_moved(graph: GraphProto) -> None:
     """DequantizeLinear -> Slice, Pad … -> Add: quantize again with the same scale before the Add. It changes no value,
     and TensorRT sees both inputs of the Add quantized."""
     made = producers(graph)
+    pairs: dict[str, str] = {}  # several Adds may read one moved tensor
     for node in [n for n in graph.node if n.op_type == "Add"]:
         for index, name in enumerate(node.input):
+            if name in pairs:
+                node.input[index] = pairs[name]
+                continue
             source = made.get(name)
             while source is not None and _moves(graph, source):
                 source = made.get(source.input[0])
@@ -168,7 +178,7 @@ def requantize_moved(graph: GraphProto) -> None:
                 helper.make_node("QuantizeLinear", [name, *source.input[1:]], [quantized], name=quantized),
                 helper.make_node("DequantizeLinear", [quantized, *source.input[1:]], [moved], name=moved),
             )
-            node.input[index] = moved
+            node.input[index] = pairs[name] = moved
             position = next(i for i, n in enumerate(graph.node) if n is node)
             for part in reversed(pair):
                 graph.node.insert(position, part)

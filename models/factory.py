@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import sys
@@ -62,8 +63,9 @@ def resolve(import_path: str, *, error: type[EdgewiseError]) -> Callable[..., An
 
 
 def source_digest(import_path: str) -> str:
-    """SHA-256 of the source behind ``package.module:name``: a lone module's file, or every ``.py`` file of its
-    top-level package, since a factory is seldom alone. Nothing is imported or run.
+    """SHA-256 of the source behind ``package.module:name``: a lone module's file and those it imports from beside it, or
+    every ``.py`` file of its top-level package, since a factory is seldom alone. Nothing is imported or run. Data that
+    the code reads is not covered: give its version as an argument.
 
     Raises:
         EdgewiseError: there is no such module, or it has no file.
@@ -110,11 +112,31 @@ def _sources(module_name: str) -> list[tuple[str, Path]]:
         search = list(spec.submodule_search_locations or [])
     assert first is not None
     if first.submodule_search_locations is None:
-        return [(module_name, Path(first.origin))] if first.origin and Path(first.origin).is_file() else []
+        return _with_neighbours(Path(first.origin)) if first.origin and Path(first.origin).is_file() else []
     found = []
     for folder in map(Path, first.submodule_search_locations):
         found += [(file.relative_to(folder).as_posix(), file) for file in folder.rglob("*.py")]
     return sorted(found)
+
+
+def _with_neighbours(file: Path) -> list[tuple[str, Path]]:
+    """A lone module and the modules beside it that it imports, directly or through each other."""
+    found: dict[str, Path] = {}
+    waiting = [file]
+    while waiting:
+        file = waiting.pop()
+        if file.name in found or not file.is_file():
+            continue
+        found[file.name] = file
+        try:
+            tree = ast.parse(file.read_bytes())
+        except SyntaxError:
+            continue  # told when it is imported
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            waiting += [file.with_name(name.partition(".")[0] + ".py") for name in names]
+    return sorted(found.items())
 
 
 def _find(name: str, search: list[str] | None) -> ModuleSpec | None:

@@ -17,6 +17,7 @@ from edgewise.bench import stats
 from edgewise.bench.gate import Verdict, slower_than_float
 from edgewise.bench.numbers import (
     accuracy_drop,
+    clock_of,
     discordant,
     load_ms,
     paired_scores,
@@ -41,7 +42,7 @@ def write_report(results: Results, verdict: Verdict | None, context: Context, ou
     Raises:
         ArtifactError: scores that were recorded can't be read any more.
     """
-    page = build_page(results, verdict, context)
+    page = build_page(results, verdict, context, out)
     out.mkdir(parents=True, exist_ok=True)
     forms = {
         "report.json": json.dumps(page, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
@@ -56,9 +57,12 @@ def write_report(results: Results, verdict: Verdict | None, context: Context, ou
     return {name: out / name for name in forms}
 
 
-def build_page(results: Results, verdict: Verdict | None, context: Context) -> dict[str, Any]:
-    """Everything that the page shows, as plain numbers with units in their names. Intervals are 95 % ones."""
-    files = [_file(results, file, context) for file in results.files]
+def build_page(results: Results, verdict: Verdict | None, context: Context, out: Path) -> dict[str, Any]:
+    """Everything that the page shows, as plain numbers with units in their names. Intervals are 95 % ones.
+
+    Paths are relative to ``out``, the folder that the page is for; of files elsewhere only the name is told.
+    """
+    files = [_file(results, file, context, out) for file in results.files]
     first = [file for file in files if file["role"] == "candidate"]
     judged = {check.file for check in verdict.checks} if verdict else set()
     names = judged or {f["name"] for f in first if f["precision"] == "int8"} or {f["name"] for f in first}
@@ -74,9 +78,12 @@ def build_page(results: Results, verdict: Verdict | None, context: Context) -> d
         "warnings": list(verdict.warnings) if verdict else slower_than_float(results),
         "files": files,
         "journey": [asdict(row) for row in context.journey],
-        "parity": {name: {**asdict(row), "exact": row.sqnr_db == math.inf} for name, row in context.parity.items()},
+        "parity": {
+            name: [{**asdict(row), "exact": row.sqnr_db == math.inf} for row in rows]
+            for name, rows in context.parity.items()
+        },
         "bundles": [asdict(bundle) for bundle in context.bundles],
-        "notes": list(context.notes),
+        "notes": [*context.notes, *_notes(files)],
         "config": results.config,
         "provenance": results.provenance,
         "versions": {**results.provenance.get("versions", {}), **context.versions},
@@ -104,7 +111,20 @@ def render_html(page: dict[str, Any], results: Results) -> str:
     return text
 
 
-def _file(results: Results, file: FileUnderTest, context: Context) -> dict[str, Any]:
+def _notes(files: list[dict[str, Any]]) -> list[str]:
+    """What went wrong with files that have numbers all the same, and what a runtime doesn't tell."""
+    blind = {file["runtime"]: file["settings"] for file in files if file["settings"]}
+    return [
+        *(f"{file['name']}: {file['error']}" for file in files if file["error"] and (file["runs"] or file["samples"])),
+        *(
+            f"{runtime} doesn't tell how many threads it uses: {settings['threads']} asked for, not read back"
+            for runtime, settings in blind.items()
+            if settings.get("threads_read_back") is False
+        ),
+    ]
+
+
+def _file(results: Results, file: FileUnderTest, context: Context, out: Path) -> dict[str, Any]:
     # A float file is its own reference or parent at times; "1.00x faster than itself" tells nobody anything.
     file = replace(
         file,
@@ -115,6 +135,7 @@ def _file(results: Results, file: FileUnderTest, context: Context) -> dict[str, 
     reference = next((one for one in results.files if one.name == file.reference), None)
     row = {
         **asdict(file),
+        "path": _told_path(Path(file.path), out),
         "size_ratio": reference.size_bytes / file.size_bytes if reference and file.size_bytes else None,
         "error": next((part.error for part in (measurement, answers) if part is not None and part.error), None),
         "flags": list(measurement.flags) if measurement else [],
@@ -122,8 +143,27 @@ def _file(results: Results, file: FileUnderTest, context: Context) -> dict[str, 
         **_speed(results, file, measurement),
     }
     parity = context.parity.get(file.name)
-    row["sqnr_db"] = parity.sqnr_db if parity else None
-    row["sqnr_exact"] = parity is not None and parity.sqnr_db == math.inf  # JSON has no infinity
+    row["sqnr_db"] = parity[-1].sqnr_db if parity else None
+    row["sqnr_exact"] = bool(parity) and row["sqnr_db"] == math.inf  # JSON has no infinity
+    row["integer"] = context.integer.get(file.name)
+    return row
+
+
+def _told_path(path: Path, out: Path) -> str:
+    """Nobody else needs to know where on this machine a run lies."""
+    path, out = path.resolve(), out.resolve()
+    return path.relative_to(out).as_posix() if path.is_relative_to(out) else path.name
+
+
+def _speedups(results: Results, file: FileUnderTest) -> dict[str, Any]:
+    """Against the reference and the own float: what is believed, which clock it is from, and the wall clock's ratio."""
+    row: dict[str, Any] = {}
+    for key, other in (("speedup", file.reference), ("speedup_parent", file.parent)):
+        clock = clock_of(results, other, file.name)
+        wall = _interval(speedup(results, other, file.name))
+        row[key] = wall if clock == "wall" else _interval(speedup(results, other, file.name, clock=clock))
+        row[f"{key}_clock"] = clock if row[key] else None
+        row[f"{key}_wall"] = wall
     return row
 
 
@@ -156,8 +196,11 @@ def _accuracy(results: Results, file: FileUnderTest) -> dict[str, Any]:
 
 
 def _speed(results: Results, file: FileUnderTest, measurement: Measurement | None) -> dict[str, Any]:
-    keys = ("runs", "p50_ms", "p90_ms", "p99_ms", "p99_needs", "mean_ms", "speedup", "speedup_parent", "qps")
-    row: dict[str, Any] = dict.fromkeys((*keys, "peak_memory_bytes", "load_ms", "first_ms", "phases", "settings"))
+    keys = ("runs", "p50_ms", "p90_ms", "p99_ms", "p90_needs", "p99_needs", "mean_ms", "qps", "peak_memory_bytes")
+    row: dict[str, Any] = {
+        **dict.fromkeys((*keys, "load_ms", "first_ms", "phases", "settings")),
+        **_speedups(results, file),
+    }
     if measurement is None or not measurement.launches:
         return row
     launches = samples_of(measurement)
@@ -169,10 +212,9 @@ def _speed(results: Results, file: FileUnderTest, measurement: Measurement | Non
     return {
         **row,
         "runs": len(pooled),
+        "p90_needs": stats.sample_floor(0.9),
         "p99_needs": stats.sample_floor(0.99),
         "mean_ms": float(pooled.mean()) / 1e6,
-        "speedup": _interval(speedup(results, file.reference, file.name)),
-        "speedup_parent": _interval(speedup(results, file.parent, file.name)),
         "qps": asdict(qps(measurement)[0]),
         "peak_memory_bytes": peak_memory(measurement),
         "load_ms": _spread(load_ms(measurement)),

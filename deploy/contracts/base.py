@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from edgewise.deploy.onnx_graph import attribute, consumers, producers
+from edgewise.deploy.onnx_graph import MOVERS, attribute, consumers, producers
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = (*CONVOLUTIONS, "Gemm", "MatMul")
-# Operators through which a quantized tensor stays quantized: they pick and move values, and make no new ones.
-MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "MaxPool", "Split")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 
-from edgewise.deploy.convert.base import Job, parse_job
+from edgewise.deploy.convert.base import PARENT, Job, parse_job
 from edgewise.errors import EdgewiseError, ModelError
 
 CONVERTERS = {
@@ -36,10 +37,13 @@ def convert(job: Job) -> Path:
 
 
 def _die_with_parent() -> None:
-    """On Linux, end when the process that started this one is killed: nobody waits for the file any more."""
-    if sys.platform == "linux":
+    """On Linux, end when the process that waits for the file is killed. Started by hand, nobody in particular does."""
+    parent = os.environ.pop(PARENT, "")
+    if sys.platform == "linux" and parent:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if str(os.getppid()) != parent:  # it went before the line above
+            sys.exit("the process that wanted this file is gone")
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +63,10 @@ def main(arguments: list[str]) -> int:
         code = error.exit_code
         print(error, file=sys.stderr)
     if len(arguments) == 2:
-        Path(arguments[1]).write_text(json.dumps(result), encoding="utf-8")
+        answer = Path(arguments[1])
+        beside = answer.with_name(answer.name + ".part")  # an answer is whole or isn't there
+        beside.write_text(json.dumps(result), encoding="utf-8")
+        beside.replace(answer)
     return code
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from edgewise.deploy.config import Precision, RuntimeName
 from edgewise.errors import ModelError
+
+PARENT = "EDGEWISE_CONVERT_PARENT"  # environment: the process that waits for the file
+TOLD = 20  # names of float layers in a report
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ def named(out: Path, suffix: str) -> Path:
     """``out`` with ``suffix`` added; ``with_suffix`` would cut a name such as ``resnet.int8``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     return out.with_name(out.name + suffix)
+
+
+def arithmetic(integer: int, floating: Sequence[str]) -> dict[str, Any]:
+    """A report's lines on what a file computes in.
+
+    Args:
+        integer: how many convolutions and matrix products run in integers.
+        floating: the names of those in float; the first 20 are told.
+    """
+    total = integer + len(floating)
+    return {
+        "integer_ops": integer,
+        "float_ops": len(floating),
+        "integer_share": integer / total if total else 0.0,
+        "float_layers": list(floating[:TOLD]),
+    }
 
 
 def write_report(out: Path, report: dict[str, Any]) -> Path:

@@ -24,7 +24,7 @@ from torch import nn
 
 from edgewise.compress.strip import Learned, learned_ranges, strip_quantizers
 from edgewise.deploy.config import Precision
-from edgewise.deploy.convert.base import Source, named, need, write_report
+from edgewise.deploy.convert.base import Source, arithmetic, named, need, write_report
 from edgewise.errors import ContractError, ModelError
 
 SIGNATURE = "serving_default"
@@ -101,20 +101,19 @@ def convert_module(
     path = named(out, ".tflite")
     path.write_bytes(content)
     ops = _ops(content)
-    integer = sum(count for (name, kind), count in ops.items() if name in ARITHMETIC and kind == "INT8")
-    floating = sum(count for (name, _), count in ops.items() if name in ARITHMETIC) - integer
+    computing = [(kind, name) for op, kind, name in ops if op in ARITHMETIC]
+    floating = [name for kind, name in computing if kind != "INT8"]
+    integer = len(computing) - len(floating)
     if precision == "int8" and not integer:
-        raise ContractError(f"all {floating} arithmetic ops of the LiteRT file stayed in float", where=str(path))
+        raise ContractError(f"all {len(floating)} arithmetic ops of the LiteRT file stayed in float", where=str(path))
     write_report(
         out,
         {
             "runtime": "litert",
             "precision": precision,
             "size_bytes": path.stat().st_size,
-            "ops": {f"{name} {kind}": count for (name, kind), count in sorted(ops.items())},
-            "integer_ops": integer,
-            "float_ops": floating,
-            "integer_share": integer / (integer + floating) if integer + floating else 0.0,
+            "ops": dict(sorted(Counter(f"{op} {kind}" for op, kind, _ in ops).items())),
+            **arithmetic(integer, floating),
             **notes,
         },
     )
@@ -237,7 +236,7 @@ def _to_int8(content: bytes, calibration: NDArray[np.float32], ranges: dict[str,
     from ai_edge_quantizer.utils import qsv_utils
 
     names = qtyping.TFLOperationName
-    whole = not TRANSFORMER_MARKS & {name for name, _ in _ops(content)}
+    whole = not TRANSFORMER_MARKS & {op for op, _, _ in _ops(content)}
     worker = quantizer.Quantizer(bytearray(content))
     for operation in (names.ALL_SUPPORTED,) if whole else [names(name) for name in TRANSFORMER_OPS]:
         worker.add_static_config(".*", operation, activation_num_bits=INT8_BITS, weight_num_bits=INT8_BITS)
@@ -256,17 +255,18 @@ def _to_int8(content: bytes, calibration: NDArray[np.float32], ranges: dict[str,
     return bytes(result.quantized_model)
 
 
-def _ops(content: bytes) -> Counter[tuple[str, str]]:
-    """(op, type of its output) of every op in the file."""
+def _ops(content: bytes) -> list[tuple[str, str, str]]:
+    """(op, type of its output, name of its output) of every op in the file."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
-    found: Counter[tuple[str, str]] = Counter()
+    found = []
     for graph in model.subgraphs:
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex]
+            out = graph.tensors[op.outputs[0]]
             name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            found[name, kinds[graph.tensors[op.outputs[0]].type]] += 1
+            found.append((name, kinds[out.type], out.name.decode()))
     return found

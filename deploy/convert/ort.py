@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx
 
 from edgewise.deploy.config import Precision
-from edgewise.deploy.convert.base import Source, named, need, write_report
+from edgewise.deploy.convert.base import Source, arithmetic, named, need, write_report
+from edgewise.deploy.onnx_graph import strip, to_bytes
 from edgewise.errors import ContractError, ModelError
 
 # What ONNX Runtime's optimizer makes of the arithmetic nodes: integer kernels, and the float ones they replace.
@@ -38,15 +39,15 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
     int8 = precision == "int8"
     graph = need(source.unsigned_onnx if int8 else source.float_onnx, "an ONNX graph " + ("with Q/DQ" if int8 else ""))
     model = onnx.load(graph)
-    strip(model)
+    strip(model)  # the graph may come from another exporter, which notes file paths on each node
     path = named(out, ".onnx")
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    path.write_bytes(to_bytes(model))
     kernels = optimized_ops(path)
-    integer = sum(count for name, count in kernels.items() if name in INTEGER)
-    floating = sum(count for name, count in kernels.items() if name in FLOAT)
+    integer = sum(kind in INTEGER for kind, _ in kernels)
+    floating = [name for kind, name in kernels if kind in FLOAT]
     if int8 and not integer:
         raise ContractError(
-            f"ONNX Runtime would run all {floating} arithmetic nodes in float",
+            f"ONNX Runtime would run all {len(floating)} arithmetic nodes in float",
             where=str(graph),
             hint="fold BatchNorm before quantizing, and quantize activations per tensor",
         )
@@ -56,37 +57,15 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
             "runtime": "onnxruntime",
             "precision": precision,
             "size_bytes": path.stat().st_size,
-            "kernels": kernels,
-            "integer_ops": integer,
-            "float_ops": floating,
-            "integer_share": integer / (integer + floating) if integer + floating else 0.0,
+            "kernels": dict(sorted(Counter(kind for kind, _ in kernels).items())),
+            **arithmetic(integer, floating),
         },
     )
     return path
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Remove what does not compute: doc strings, the exporter's notes on each node (file paths among them)."""
-    model.producer_name, model.producer_version, model.doc_string = "edgewise", "", ""
-    del model.metadata_props[:]
-    model.graph.doc_string = ""
-    del model.graph.metadata_props[:]
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.value_info):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    for item in (*model.graph.input, *model.graph.output):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    for function in model.functions:
-        function.doc_string = ""
-        del function.metadata_props[:]
-        for node in function.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
-
-
-def optimized_ops(path: Path) -> dict[str, int]:
-    """How often each op stands in the graph that ONNX Runtime really runs on this CPU.
+def optimized_ops(path: Path) -> list[tuple[str, str]]:
+    """(op, name) of each node in the graph that ONNX Runtime really runs on this CPU, in order.
 
     Raises:
         ModelError: ONNX Runtime refuses the graph.
@@ -103,5 +82,5 @@ def optimized_ops(path: Path) -> dict[str, int]:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base of their own
             raise ModelError(f"ONNX Runtime refuses the graph: {error}", where=str(path)) from error
-        counts = Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
-    return dict(sorted(counts.items()))
+        nodes = onnx.load(optimized, load_external_data=False).graph.node
+        return [(node.op_type, node.name or node.output[0]) for node in nodes]

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edgewise.deploy.config import Precision
-from edgewise.deploy.convert.base import Source, named, need, write_report
+from edgewise.deploy.convert.base import Source, arithmetic, named, need, write_report
 from edgewise.deploy.runtimes.base import reason
 from edgewise.deploy.runtimes.ov import load_openvino
 from edgewise.errors import ContractError, ModelError
@@ -19,6 +19,7 @@ INTEGER = frozenset(("i8", "u8"))
 NAMELESS = frozenset(("Const", "Convert", "FakeQuantize", "Multiply"))  # their consumers keep the layers' names
 DEFAULTS = frozenset((("auto_broadcast", "numpy"), ("auto_pad", "explicit")))
 COUNTED = re.compile(r"_\d+$")  # OpenVINO numbers what has no name of its own
+BARE = "/WithoutBiases"  # what it adds to the name of a layer whose bias it takes apart
 
 
 def convert(source: Source, precision: Precision, out: Path) -> Path:
@@ -42,11 +43,11 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         layers = executed_layers(openvino, xml)
     except Exception as error:  # its frontends' errors share no base with its other ones
         raise ModelError(f"OpenVINO refuses the graph: {reason(error)}", where=str(graph)) from error
-    integer = sum(count for (_, kind), count in layers.items() if kind in INTEGER)
-    floating = sum(layers.values()) - integer
+    floating = [name for _, kind, name in layers if kind not in INTEGER]
+    integer = len(layers) - len(floating)
     if int8 and not integer:
         raise ContractError(
-            f"OpenVINO would run all {floating} arithmetic layers in float",
+            f"OpenVINO would run all {len(floating)} arithmetic layers in float",
             where=str(graph),
             hint="quantize activations per tensor and weights per channel",
         )
@@ -56,10 +57,8 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
             "runtime": "openvino",
             "precision": precision,
             "size_bytes": xml.stat().st_size + weights.stat().st_size,
-            "layers": {f"{name} {kind}": count for (name, kind), count in sorted(layers.items())},
-            "integer_ops": integer,
-            "float_ops": floating,
-            "integer_share": integer / (integer + floating) if integer + floating else 0.0,
+            "layers": dict(sorted(Counter(f"{layer} {kind}" for layer, kind, _ in layers).items())),
+            **arithmetic(integer, floating),
         },
     )
     return xml
@@ -84,7 +83,10 @@ def slim(xml: str) -> str:
     outer = {(edge.get("from-layer"), edge.get("from-port")) for edge in edges if edge.get("to-layer") in ends}
     for number, layer in layers.items():
         inner = layer.get("type") not in ("Parameter", "Result")
-        if layer.get("type") in NAMELESS or (inner and COUNTED.search(layer.get("name", ""))):
+        kind, name = layer.get("type", ""), layer.get("name", "")
+        # Reports name arithmetic layers: a user's own ``conv_1`` stays.
+        counted = name.startswith(f"{kind}_") or kind not in ARITHMETIC
+        if kind in NAMELESS or (inner and counted and COUNTED.search(name)):
             layer.set("name", number)
         for port in layer.iter("port"):
             port[:] = []
@@ -129,17 +131,18 @@ def _merge_constants(
                     edge.set("from-layer", kept)
 
 
-def executed_layers(openvino: Any, xml: Path) -> Counter[tuple[str, str]]:
-    """(layer type, precision it runs in) of the arithmetic layers, counted in the graph this CPU really executes."""
+def executed_layers(openvino: Any, xml: Path) -> list[tuple[str, str, str]]:
+    """(layer type, precision it runs in, name) of the arithmetic layers in the graph this CPU really executes."""
     compiled = openvino.Core().compile_model(
         xml, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": openvino.Type.f32}
     )
-    layers: Counter[tuple[str, str]] = Counter()
+    layers = []
     for op in compiled.get_runtime_model().get_ops():
         info = op.get_rt_info()
-        name = _text(info, "layerType")
-        if name in ARITHMETIC:
-            layers[name, _text(info, "runtimePrecision")] += 1
+        layer = _text(info, "layerType")
+        if layer in ARITHMETIC:
+            name = op.get_friendly_name().removesuffix(BARE)
+            layers.append((layer, _text(info, "runtimePrecision"), name))
     return layers
 
 

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from edgewise import errors
-from edgewise.deploy.convert.base import Job, dump_job
+from edgewise.deploy.convert.base import PARENT, Job, dump_job
 from edgewise.errors import EdgewiseError, ModelError, RuntimeMissing
 
 # What a conversion imports beyond edgewise's own dependencies, and the extra that installs it.
@@ -33,21 +34,22 @@ QUIET = {
     "TF_ENABLE_ONEDNN_OPTS": "0",
     "JAX_PLATFORMS": "cpu",
     "PYTHONHASHSEED": "0",  # the same bytes every time
+    "PYTHONSAFEPATH": "1",  # a user's onnx.py in the current directory must not stand in for the real one
 }
 
 
-def check_installed(job: Job) -> None:
-    """Check that what the conversion needs can be imported.
+def check_installed(runtime: str) -> None:
+    """Check that what a conversion for ``runtime`` needs can be imported.
 
     Raises:
         RuntimeMissing: naming what is missing and the extra that brings it.
     """
-    modules, extra = NEEDED.get(job.runtime, ((), ""))
+    modules, extra = NEEDED.get(runtime, ((), ""))
     absent = [name for name in modules if importlib.util.find_spec(name) is None]
     if absent:
         what = f"edgewise[{extra}]" if extra else absent[0]
         raise RuntimeMissing(
-            f"converting for {job.runtime} needs {', '.join(absent)}", where=job.runtime, hint=f"pip install '{what}'"
+            f"converting for {runtime} needs {', '.join(absent)}", where=runtime, hint=f"pip install '{what}'"
         )
 
 
@@ -61,20 +63,20 @@ def convert_in_process(job: Job) -> Path:
         ModelError: it failed, crashed, or took longer than ``job.timeout_s``.
         ContractError: the runtime would run the file in float.
     """
-    check_installed(job)
+    check_installed(job.runtime)
     folder = Path(tempfile.mkdtemp(prefix="edgewise-convert-"))
     log, request, answer = folder / "log.txt", folder / "job.json", folder / "result.json"
     request.write_text(dump_job(job), encoding="utf-8")
     command = [sys.executable, "-m", "edgewise.deploy.convert", str(request), str(answer)]
     # The child must find what this process finds: a user's own model may be on its path only.
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     with log.open("wb") as output:
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **QUIET, "PYTHONPATH": path},
+            env={**os.environ, **QUIET, "PYTHONPATH": path, PARENT: str(os.getpid())},
             start_new_session=True,
         )
         try:
@@ -87,13 +89,13 @@ def convert_in_process(job: Job) -> Path:
             ) from None
         finally:  # also when this process is interrupted
             _stop(child)
-    if not answer.is_file():
+    result = _read(answer)
+    if result is None:
         raise ModelError(
             f"the conversion for {job.runtime} {_ended(code)}: {_last_line(log)}",
             where=job.out.name,
             hint=f"its log: {log}",
         )
-    result = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in result:
         kind = getattr(errors, result["error"], ModelError)
         if not (isinstance(kind, type) and issubclass(kind, EdgewiseError)):
@@ -104,11 +106,20 @@ def convert_in_process(job: Job) -> Path:
     return Path(result["path"])
 
 
+def _read(answer: Path) -> dict[str, str] | None:
+    """The child's answer; None where it gave none, or none that is whole."""
+    try:
+        result: dict[str, str] = json.loads(answer.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result
+
+
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it started."""
-    if child.poll() is None:
+    """End the child and whatever it started, which may outlive it."""
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    child.wait()
 
 
 def _ended(code: int) -> str:

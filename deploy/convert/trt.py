@@ -19,9 +19,10 @@ from typing import Any
 
 import onnx
 
+from edgewise import errors
 from edgewise.deploy.config import Precision
 from edgewise.deploy.convert.base import Source, named, need
-from edgewise.deploy.convert.trt_device import BUILD_SH, README
+from edgewise.deploy.convert.trt_device import BUILD_SH, DEVICE_INIT, README
 from edgewise.deploy.runtimes import trt
 from edgewise.errors import ContractError, ModelError
 
@@ -30,6 +31,7 @@ OPSETS = range(9, 21)
 HALF_OPSETS = range(19, 21)  # float16 scales of Q/DQ came with opset 19
 NAMES = {"float32": "model.fp32", "float16": "model.fp16", "int8": "model.int8"}
 RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
+RUNNER = ("__init__.py", "base.py", "cudart.py", "trt.py")
 WORKSPACE_BYTES = 1 << 30
 ARITHMETIC = frozenset(("correlation", "gemm", "matmul", "conv", "convolution", "caskconvolution"))
 
@@ -67,6 +69,7 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         "files": files,
         "contract": json.loads(source.contract.read_text(encoding="utf-8")) if source.contract else None,
         "conformance": conformance(folder / main, (1, *source.input_shape)),
+        "runner": "runner/run.py",
         "built": engine is not None,
         "engine": engine,
         "reason": reason,
@@ -77,9 +80,24 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
     script.write_text(BUILD_SH.replace("@MODELS@", models).replace("@SHAPE@", shape), encoding="utf-8")
     script.chmod(0o755)
     (folder / "README.md").write_text(README.replace("@MAIN@", NAMES[precision]), encoding="utf-8")
+    _write_runner(folder / "runner")
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
+
+
+def _write_runner(folder: Path) -> None:
+    """What a device needs to run an engine, as plain files: it has Python and numpy, and no edgewise."""
+    package = folder / "edgewise"
+    runtimes = package / "deploy" / "runtimes"
+    runtimes.mkdir(parents=True)
+    for light in (package, package / "deploy"):
+        (light / "__init__.py").write_text(DEVICE_INIT, encoding="utf-8")
+    shutil.copyfile(errors.__file__, package / "errors.py")
+    here = Path(trt.__file__).parent
+    for name in RUNNER:
+        shutil.copyfile(here / name, runtimes / name)
+    shutil.copyfile(here / "trt_run.py", folder / "run.py")
 
 
 def _graph(source: Source, precision: Precision) -> Path:

@@ -64,9 +64,18 @@ written into them, and `trtexec` gets no `--fp16` or `--int8`. TensorRT 10.3 to 
 3. `@MAIN@.times.json` holds trtexec's times, transfers included. Lock the clocks first (on a Jetson: `nvpmodel`,
    `jetson_clocks`).
 
-From Python, on the device:
+Run it on images of your own (`.npy`, float32 (M, C, H, W)), on the device; `runner` needs Python 3.8 with numpy and
+TensorRT's Python package, nothing else:
 
+    python3 runner/run.py @MAIN@.engine images.npy logits.npy
+
+From your own code, with `runner` on Python's path (`PYTHONPATH=runner python3 ...`):
+
+    import numpy
     from edgewise.deploy.runtimes import Options, get
     session = get("tensorrt").open("@MAIN@.engine", Options(precision="default"))
-    logits = session.run({"input": images})["logits"]  # float32 (N, C, H, W), N as built
+    images = numpy.load("images.npy")[:1]  # float32 (N, C, H, W), N as built
+    logits = session.run({"input": images})["logits"]
 """
+
+DEVICE_INIT = '"""The part of edgewise that runs an engine; Python >= 3.8, numpy."""\n'

@@ -6,7 +6,7 @@ time; inputs that are C-contiguous are read in place.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "onnxruntime"
 SUFFIX = ".onnx"
+BATCH = "batch"
 PROVIDERS = ["CPUExecutionProvider"]
 # What may change speed or arithmetic, set rather than left to a version's default, and read back.
 CONFIG = {"session.intra_op.allow_spinning": "0", "mlas.enable_gemm_fastmath_arm64_bfloat16": "0"}
@@ -61,6 +62,7 @@ class OrtSession:
             "providers": session.get_providers(),
             "precision": "float32",
             "batch": batch,
+            "static_batch": all(isinstance(arg.shape[0], int) for arg in session.get_inputs()),
         }
         self.settings.update((key, options.get_session_config_entry(key)) for key in CONFIG)
 
@@ -85,12 +87,7 @@ def open(path: str, options: Options) -> OrtSession:
         raise RuntimeMissing(absent)
     check_options(options)
     read_head(path, 1)
-    # Our own files call the batch "batch"; a file with other names is opened a second time, all names known.
-    session = _load(path, options, ["batch"])
-    free = [arg.shape[0] for arg in session.get_inputs() if arg.shape and isinstance(arg.shape[0], str)]
-    if free:
-        session = _load(path, options, ["batch", *free])
-    opened = OrtSession(session, options.batch, path)
+    opened = OrtSession(_load(path, options), options.batch, path)
     asked = dict(CONFIG, threads=options.threads, inter_op_threads=1, providers=PROVIDERS)
     for key, value in asked.items():
         if opened.settings[key] != value:
@@ -98,7 +95,7 @@ def open(path: str, options: Options) -> OrtSession:
     return opened
 
 
-def _load(path: str, options: Options, batch_names: List[str]) -> Any:
+def _load(path: str, options: Options) -> Any:
     import onnxruntime
 
     wanted = onnxruntime.SessionOptions()
@@ -109,9 +106,10 @@ def _load(path: str, options: Options, batch_names: List[str]) -> Any:
     wanted.log_severity_level = 3
     for key, value in CONFIG.items():
         wanted.add_session_config_entry(key, value)
-    # A static shape lets the optimizer fold shape arithmetic and the arena plan its memory.
-    for name in batch_names:
-        wanted.add_free_dimension_override_by_name(name, options.batch)
+    # A static shape lets the optimizer fold shape arithmetic and the arena plan its memory. Our own files call the
+    # batch by this name. Other names are known only once a session is there, and a second one would count as loading
+    # time: such a file keeps its dynamic batch, and ``static_batch`` says so.
+    wanted.add_free_dimension_override_by_name(BATCH, options.batch)
     try:
         return onnxruntime.InferenceSession(path, wanted, providers=PROVIDERS)
     except Exception as error:  # onnxruntime's errors share no base of their own

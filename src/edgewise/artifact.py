@@ -25,6 +25,7 @@ from edgewise.errors import ArtifactError
 
 FORMAT = 1
 RECORD = "artifact.json"
+AGAIN = "run the recipe again: what is damaged is made again"
 
 
 @dataclass(frozen=True)
@@ -82,26 +83,31 @@ def stage_folder(root: Path, name: str, key: str) -> Path:
     return root / f"{name}-{key[:12]}"
 
 
-def load(folder: Path) -> Artifact:
-    """Read and verify an artifact: every payload file is hashed.
+def load(folder: Path, key: str | None = None) -> Artifact:
+    """Read and verify an artifact: every payload file and the record itself are hashed, ``key`` is compared.
 
     Raises:
-        ArtifactError: it is missing, unreadable, or its bytes changed.
+        ArtifactError: it is missing, unreadable, its bytes changed, or it is another artifact.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
         if record["format"] != FORMAT:
             raise ArtifactError(f"format {record['format']}, this version reads {FORMAT}", where=str(folder))
+        seal = record.pop("seal")
+        if seal != sha256_json(record) or key not in (None, record["key"]):
+            raise ArtifactError(f"{RECORD} changed since it was written", where=str(folder), hint=AGAIN)
         for name, entry in record["files"].items():
             path = (folder / name).resolve()
             if not path.is_relative_to(folder.resolve()):
                 raise ArtifactError(f"the file {name!r} lies outside the artifact", where=str(folder))
             if sha256_file(path) != entry["sha256"]:
-                raise ArtifactError(f"the bytes of {name!r} changed since it was written", where=str(folder))
+                raise ArtifactError(
+                    f"the bytes of {name!r} changed since it was written", where=str(folder), hint=AGAIN
+                )
         fields = {key: value for key, value in record.items() if key != "format"}
         return Artifact(folder=folder, **fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"not a readable artifact ({error})", where=str(folder)) from error
+        raise ArtifactError(f"not a readable artifact ({error})", where=str(folder), hint=AGAIN) from error
 
 
 @contextmanager
@@ -128,12 +134,14 @@ def commit(root: Path, artifact: Artifact) -> Artifact:
     digest = sha256_json({name: entry["sha256"] for name, entry in files.items()})
     final = stage_folder(root, artifact.name, artifact.key)
     sealed = Artifact(**{**vars(artifact), "folder": final, "files": files, "digest": digest})
-    record = {key: value for key, value in asdict(sealed).items() if key != "folder"}
+    # Through JSON, as load() will see it: tuples become lists, keys become text.
+    plain = {key: value for key, value in asdict(sealed).items() if key != "folder"}
+    record = json.loads(json.dumps({"format": FORMAT, **plain}))
     with (payload / RECORD).open("w") as file:
-        json.dump({"format": FORMAT, **record}, file, indent=1, sort_keys=True)
+        json.dump({**record, "seal": sha256_json(record)}, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    if final.exists():  # a corrupt predecessor, set aside by find()
+    if final.exists():  # a damaged predecessor
         shutil.rmtree(final)
     payload.rename(final)
     shutil.rmtree(payload.parent, ignore_errors=True)
@@ -158,5 +166,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ArtifactError("another run is at work in this folder", where=str(folder)) from error
+            raise ArtifactError(
+                "another run is at work in this folder", where=str(folder), hint="wait for it, or choose another --out"
+            ) from error
         yield

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.bench import format as say
 from edgewise.bench.config import Bench
-from edgewise.bench.measure import measure
+from edgewise.bench.measure import arithmetic, measure
 from edgewise.bench.numbers import load_ms, peak_memory, qps, samples_of
 from edgewise.bench.record import FileUnderTest, Results
 from edgewise.bench.stats import bootstrap_percentiles
@@ -23,7 +23,7 @@ from edgewise.errors import DataError, MeasureError, RuntimeMissing
 from edgewise.output import print_table
 from edgewise.progress import Tick
 
-RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
+RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert", ".engine": "tensorrt"}
 SAMPLES = 32  # random inputs: enough that caches don't learn them
 
 
@@ -31,7 +31,7 @@ def measure_files(paths: Sequence[Path], inputs: Path | None, threads: int, out:
     """Measure files, each in the runtime of its suffix; what was measured stays in ``out``, if given.
 
     Args:
-        paths: ``.onnx``, ``.xml`` (its ``.bin`` beside it) or ``.tflite``, each with one float32 input.
+        paths: ``.onnx``, ``.xml`` (its ``.bin`` beside it), ``.tflite`` or ``.engine``, each with one float32 input.
         inputs: ``.npy`` float32 (N, C, H, W) for all files; random numbers by default.
         threads: threads a file may use.
         out: a folder for the raw measurements; a temporary one by default.
@@ -112,9 +112,6 @@ def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
         for part in parts:
             if not part.is_file():
                 raise MeasureError("OpenVINO's weights are missing", where=str(part), hint="copy the .bin along")
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part.read_bytes())
         files.append(
             FileUnderTest(
                 name=path.name if names.count(path.name) == 1 else str(path),
@@ -123,7 +120,7 @@ def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
                 role="candidate",
                 path=str(path.resolve()),
                 size_bytes=sum(part.stat().st_size for part in parts),
-                sha256=digest.hexdigest(),
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             )
         )
     return files
@@ -140,7 +137,7 @@ def _random_inputs(files: Sequence[FileUnderTest]) -> NDArray[np.float32]:
 
 
 def _input_shape(file: FileUnderTest) -> tuple[int, ...]:
-    with closing(get(file.runtime).open(file.path, Options())) as session:
+    with closing(get(file.runtime).open(file.path, Options(precision=arithmetic(file)))) as session:
         specs = session.inputs
     if len(specs) != 1 or specs[0].dtype != "float32":
         text = ", ".join(f"{spec.name} {spec.dtype} {spec.shape}" for spec in specs)

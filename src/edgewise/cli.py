@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,8 @@ def run(
             from edgewise import pipeline
 
             result = pipeline.run(loaded, folder, console)
+        if os.environ.get("RANK", "0") != "0":  # one process of a torchrun group speaks for all
+            return
         if json:
             print_json(result.summary())
         else:
@@ -160,14 +163,14 @@ def gate(
 
         with _console(json):
             verdict = pipeline.gate_run(run, budget)
-        if junit is not None:
-            from edgewise.bench.report.junit import junit as as_junit
-
-            junit.write_text(as_junit(verdict, run.resolve().name), encoding="utf-8")
         if json:
             print_json(verdict.to_json())
         else:
             show_verdict(verdict.to_json())
+        if junit is not None:
+            from edgewise.bench.report.junit import junit as as_junit
+
+            junit.write_text(as_junit(verdict, run.resolve().name), encoding="utf-8")
         raise typer.Exit(verdict.exit_code)
 
 

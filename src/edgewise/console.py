@@ -34,8 +34,30 @@ class Console(Protocol):
 
 def make_console(json: bool = False) -> Console:
     """Bars where stderr is a terminal that can draw them, else plain lines; with ``json`` always plain lines."""
+    if os.environ.get("RANK", "0") != "0":  # one process of a torchrun group speaks for all
+        return Quiet()
     can_draw = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     return Bars() if can_draw and not json else Lines()
+
+
+class Quiet:
+    """Says nothing but warnings."""
+
+    def stage(self, name: str, *, reused: bool = False, seconds: float | None = None) -> None:
+        """Nothing."""
+
+    def tick(self, done: int, total: int, note: str) -> None:
+        """Nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Something worth acting on."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to leave."""
 
 
 class Lines:

@@ -15,9 +15,9 @@ from edgewise.errors import EdgewiseError
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room on the disk, in the quota, under the size limit
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BAD_PATH = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
@@ -43,11 +43,12 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, EdgewiseError):
         return str(error), error.exit_code
     if _is_full_disk(error):
-        return f"the disk is full{_file(error)}\n  next: free some space and run again; finished stages are kept", 2
+        where = _file(error)
+        return f"the disk is full{where}\n  next: free some space and run again; finished stages are kept", 2
     if isinstance(error, OSError) and error.errno in _DENIED:
         reason = "the file system is read-only" if error.errno == errno.EROFS else "permission denied"
         return f"{reason}{_file(error)}\n  next: choose a folder you may write to, such as with --out", 2
-    if isinstance(error, OSError) and error.errno in _BAD_PATH:
+    if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename is not None:
         return f"{(error.strerror or str(error)).lower()}{_file(error)}", 2
     if isinstance(error, MemoryError):
         return "not enough memory\n  next: a smaller batch_size, or a machine with more memory", 2

@@ -39,7 +39,7 @@ class Recipe(Config):
     """From a trained model to measured files."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     task: TaskConfig
     teacher: Source
     student: Student | None = Field(None, description="left out: the teacher itself is made smaller")

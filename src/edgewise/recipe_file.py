@@ -79,7 +79,7 @@ def _files(data: dict[str, Any]) -> list[tuple[Place, str, bool]]:
     task = data.get("task")
     kind = task.get("kind") if isinstance(task, dict) else None
     places: list[tuple[Place, bool]] = [(("teacher", "weights"), False), (("student", "weights"), False)]
-    if kind in {"npz", "image_folder"}:
+    if isinstance(kind, str) and kind in {"npz", "image_folder"}:
         places.append((("task", "path"), kind == "image_folder"))
     found = []
     for place, is_folder in places:
@@ -107,7 +107,10 @@ def _missing_files(document: Document, base: Path) -> list[tuple[int, str]]:
 
 
 def _absolute(path: Path, base: Path) -> Path:
-    return base / path.expanduser()
+    try:
+        return base / path.expanduser()
+    except RuntimeError:  # "~name" of a user that isn't there: a file of that name, which is missing too
+        return base / path
 
 
 def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:

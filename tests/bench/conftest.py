@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from edgewise.bench.record import Answers, Block, FileUnderTest, Launch, Measure
 PHASES = ("import", "load", "first_inference", "warmup", "steady", "unload")
 
 
-def _launch(index: int, random: np.random.Generator, ms: float, runs: int, peak: int) -> Launch:
+def _launch(index: int, random: np.random.Generator, ms: float, runs: int, peak: int, cut: float) -> Launch:
     blocks = []
     for turn in range(8):
         samples = tuple(int(value) for value in ms * 1e6 * np.exp(random.normal(0, 0.01, runs)))
-        wall = sum(samples)
-        blocks.append(Block(turn, samples, wall, wall, wall, 0, 1))
+        cpu = sum(samples)
+        waited = tuple(int(value * cut) for value in samples)
+        blocks.append(Block(turn, waited, sum(waited), cpu, cpu, 0, 1))
     phases = {name: Phase(5_000_000, peak, peak - 1_000_000, peak // 2) for name in PHASES}
     return Launch(index, phases, {"threads": 1, "precision": "float32"}, (int(ms * 1e6),) * 3, True, tuple(blocks))
 
@@ -30,7 +31,8 @@ def _launch(index: int, random: np.random.Generator, ms: float, runs: int, peak:
 def made_up(tmp_path: Path) -> Callable[..., Results]:
     """``made_up({"name": {ms, size, scores, role, ...}}) -> Results``, scores on disk, the float files given.
 
-    ``teacher`` 10 ms, 1,000,000 bytes; ``student`` 4 ms, 400,000 bytes; both right on all 2,000 samples.
+    ``teacher`` 10 ms, 1,000,000 bytes; ``student`` 4 ms, 400,000 bytes; both right on all 2,000 samples. ``cut``: how
+    many times longer than its CPU time an inference took, because the scheduler gave the CPU to others.
     """
 
     def make(candidates: dict[str, dict[str, Any]], runs: int = 60) -> Results:
@@ -59,9 +61,10 @@ def made_up(tmp_path: Path) -> Callable[..., Results]:
                 )
             )
             error = row.get("error")
-            launches = [_launch(i, random, row.get("ms", 2.0), runs, row.get("peak", 50_000_000)) for i in range(3)]
+            ms, peak, cut = row.get("ms", 2.0), row.get("peak", 50_000_000), row.get("cut", 1.0)
+            launches = [_launch(i, random, ms, runs, peak, cut) for i in range(row.get("launches", 0 if error else 3))]
             measurements[name] = Measurement(
-                name, 1, 1, () if error else tuple(launches), tuple(row.get("flags", ())), error
+                name, 1, row.get("threads", 1), tuple(launches), tuple(row.get("flags", ())), error
             )
             scores = np.asarray(row.get("scores", always), np.float32)
             stem = file_stem(name)
@@ -94,18 +97,28 @@ def scores() -> Callable[[int, int], Any]:
 
 @pytest.fixture
 def onnx_file(tmp_path: Path) -> Callable[..., Path]:
-    """``onnx_file(name, width, fixed_batch=None)``: (N, 3, 4, 4) to (N, 5) by way of ``width`` hidden units."""
+    """``onnx_file(name, width, fixed_batch=None)``: (N, 3, 4, 4) to (N, 5) by way of ``width`` hidden units.
+
+    ``reshape``: flattened by a Reshape to this shape, whatever the input's batch says.
+    """
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     from onnx import helper, numpy_helper
 
-    def make(name: str, width: int = 16, fixed_batch: int | None = None, seed: int = 0) -> Path:
+    def make(
+        name: str, width: int = 16, fixed_batch: int | None = None, seed: int = 0, reshape: Sequence[int] | None = None
+    ) -> Path:
         random = np.random.default_rng(seed)
         first = random.normal(size=(48, width)).astype(np.float32)
         second = random.normal(size=(width, 5)).astype(np.float32)
         batch = fixed_batch or "batch"
+        weights = [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")]
+        flatten = helper.make_node("Flatten", ["input"], ["flat"])
+        if reshape is not None:
+            weights.append(numpy_helper.from_array(np.array(reshape, np.int64), "shape"))
+            flatten = helper.make_node("Reshape", ["input", "shape"], ["flat"])
         graph = helper.make_graph(
             [
-                helper.make_node("Flatten", ["input"], ["flat"]),
+                flatten,
                 helper.make_node("MatMul", ["flat", "first"], ["hidden"]),
                 helper.make_node("Relu", ["hidden"], ["active"]),
                 helper.make_node("MatMul", ["active", "second"], ["logits"]),
@@ -113,7 +126,7 @@ def onnx_file(tmp_path: Path) -> Callable[..., Path]:
             "net",
             [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [batch, 3, 4, 4])],
             [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [batch, 5])],
-            [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+            weights,
         )
         path = tmp_path / name
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))

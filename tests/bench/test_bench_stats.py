@@ -261,6 +261,18 @@ def test_sample_sizes_are_the_published_rule(psi: float, needed: int) -> None:
     assert stats.paired_sample_size(psi, 0) is None
 
 
+@pytest.mark.parametrize("gap", [0.002, 0.01, 0.3])
+def test_with_nothing_discordant_the_size_is_where_both_intervals_reach_the_gap(gap: float) -> None:
+    n = stats.paired_sample_size(0, gap)
+    assert n is not None
+    for upper in (
+        lambda n: stats.tango(0, 0, n, confidence=0.9).high,
+        lambda n: 1 - stats.wilson(n, n, confidence=0.9).low,
+    ):
+        assert upper(n) <= gap * (1 + 1e-9)
+        assert upper(n - 1) > gap
+
+
 def test_planned_size_has_the_power_it_promises() -> None:
     psi, delta = 0.04, 0.01
     n = stats.paired_sample_size(psi, delta)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,87 @@ def test_on_a_busy_machine_a_held_limit_stands_and_a_broken_one_is_invalid(made_
     results = made_up({"small": {"flags": ["contended"]}})
     assert _only(Budget(max_p50_ms=2.2), results).status == "PASS"
     assert _only(Budget(max_p50_ms=1.5), results).status == "INVALID"
-    assert _only(Budget(min_speedup=9), results).status == "FAIL"
+
+
+def test_a_ratio_on_a_busy_machine_is_one_of_cpu_time(made_up: MadeUp) -> None:
+    """The scheduler cuts the teacher's 10 ms to twice its time and leaves the small file's 2 ms whole."""
+    teacher = {"ms": 10.0, "role": "reference", "precision": "float32", "cut": 2.0, "flags": ["contended"]}
+    results = made_up({"teacher": teacher, "small": {}})
+    check = _only(Budget(min_speedup=7), results)  # 10x by the wall clock, 5x in truth
+    assert check.value == pytest.approx(5, rel=0.02)
+    assert (check.status, check.note) == ("FAIL", "on CPU time: the machine was busy")
+    check = _only(Budget(min_speedup=4), results)
+    assert (check.status, check.note) == ("PASS", "on CPU time: the machine was busy")
+    assert _only(Budget(min_speedup=4), made_up({"small": {}})).note == ""
+
+
+def test_an_int8_file_is_not_called_faster_because_only_its_float_was_cut(made_up: MadeUp) -> None:
+    student = {"ms": 4.0, "role": "parent", "precision": "float32", "cut": 2.0, "flags": ["contended"]}
+    (warning,) = gate(Budget(max_size_bytes=10**9), made_up({"student": student, "small": {"ms": 5.0}})).warnings
+    assert "small is SLOWER than its own float model student: 0.80x its speed" in warning
+    assert "on CPU time" in warning
+
+
+def test_no_ratio_on_a_busy_machine_with_more_threads(made_up: MadeUp) -> None:
+    results = made_up({"small": {"threads": 2, "flags": ["contended"]}})
+    check = _only(Budget(min_speedup=1), results)
+    assert check.status == "INVALID"
+    assert "busy" in check.note
+    assert any("small is NOT shown to be faster" in text for text in gate(Budget(min_speedup=1), results).warnings)
+
+
+def test_times_that_moved_are_invalid_but_ratios_of_them_stand(made_up: MadeUp) -> None:
+    results = made_up({"small": {"flags": ["drift"]}})
+    for limit in ({"max_p50_ms": 9.0}, {"max_p99_ms": 9.0}, {"max_load_ms": 99.0}, {"min_qps": 1.0}):
+        assert _only(Budget(**limit), results).status == "INVALID"
+    for limit in ({"min_speedup": 4.5}, {"max_peak_memory_bytes": 10**9}, {"max_accuracy_drop_pp": 1.0}):
+        assert _only(Budget(**limit), results).status == "PASS"
+
+
+def test_one_process_says_too_little_about_a_time(made_up: MadeUp) -> None:
+    results = made_up({"small": {"launches": 1, "flags": ["single_launch"]}})
+    check = _only(Budget(max_p50_ms=9), results)
+    assert (check.status, check.n, check.counted, check.needed_n) == ("INCONCLUSIVE", 1, "launches", 2)
+    assert check.value == pytest.approx(2, rel=0.02)
+    assert _only(Budget(min_speedup=4.5), results).status == "PASS"
+
+
+def test_load_time_is_the_median_launch_without_an_interval(made_up: MadeUp) -> None:
+    results = made_up({"small": {}})
+    launches = results.measurements["small"].launches
+    times = iter((4_000_000, 5_000_000, 90_000_000))
+    slow = tuple(
+        replace(one, phases={**one.phases, "load": replace(one.phases["load"], duration_ns=next(times))})
+        for one in launches
+    )
+    results.measurements["small"] = replace(results.measurements["small"], launches=slow)
+    check = _only(Budget(max_load_ms=6), results)
+    assert (check.status, check.low, check.value, check.high, check.n) == ("PASS", 5, 5, 5, 3)
+
+
+def test_peak_memory_starts_with_loading(made_up: MadeUp) -> None:
+    results = made_up({"small": {}})
+    launches = tuple(
+        replace(one, phases={**one.phases, "import": replace(one.phases["import"], peak_bytes=10**9)})
+        for one in results.measurements["small"].launches
+    )
+    results.measurements["small"] = replace(results.measurements["small"], launches=launches)
+    assert _only(Budget(max_peak_memory_bytes=50_000_000), results).status == "PASS"
+
+
+def test_without_one_differing_answer_the_needed_number_would_really_do(made_up: MadeUp) -> None:
+    def judged(n: int) -> Check:
+        right = np.ones(n, np.float32)
+        teacher = {"ms": 10.0, "role": "reference", "precision": "float32", "scores": right}
+        results = made_up({"teacher": teacher, "small": {"scores": right}})
+        return _only(Budget(max_accuracy_drop_pp=0.25), results)
+
+    check = judged(600)
+    assert check.status == "INCONCLUSIVE"
+    assert check.needed_n is not None
+    assert check.needed_n > 600
+    assert judged(check.needed_n).status == "PASS"
+    assert judged(check.needed_n - 2).status == "INCONCLUSIVE"
 
 
 def test_scores_that_are_not_right_or_wrong_are_paired_too(made_up: MadeUp) -> None:

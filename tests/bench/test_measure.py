@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgewise.bench.config import Bench
-from edgewise.bench.measure import measure, with_flags
+from edgewise.bench.measure import _drift, arithmetic, measure, with_flags
 from edgewise.bench.process import LOCAL, started
 from edgewise.bench.record import FileUnderTest, Measurement, Results, file_stem, load_results, results_from_json
 from edgewise.errors import ArtifactError, DataError, MeasureError
@@ -54,6 +55,9 @@ class Session:
             time.sleep(60)
         if self.does == "memory" and self.kept is None:
             self.kept = np.ones(100_000_000, np.uint8)
+        if self.does == "late" and len(x) > 1:
+            time.sleep(20)
+            os.mkdir(os.environ["LATE"])
         out = x.reshape(len(x), -1)[:, :5].copy()
         if self.does == "mixes":  # answers that depend on who else is in the batch
             out = out + len(x)
@@ -226,6 +230,105 @@ def test_what_a_library_prints_does_not_disturb_and_others_survive(
     assert not nan_scores[np.isnan(nan).any(axis=1)].any()
 
 
+def test_a_file_that_only_takes_single_samples_answers_one_by_one(
+    onnx_file: Callable[..., Path], samples: Path, tmp_path: Path
+) -> None:
+    """The input's batch is open, a Reshape inside isn't: the runtime's own error at batch 100."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    files = [
+        _file("free", onnx_file("free.onnx")),
+        _file("fixed", onnx_file("fixed.onnx", reshape=(1, 48))),
+    ]
+    results = _measure(files, samples, tmp_path / "out", QUICK.model_copy(update={"launches": 1}))
+    assert {name: answers.error for name, answers in results.answers.items()} == {"free": None, "fixed": None}
+    assert [results.answers[file.name].batch for file in files] == [100, 1]
+    np.testing.assert_allclose(results.outputs("fixed"), results.outputs("free"), rtol=1e-4, atol=1e-4)
+
+
+def test_an_error_while_files_answer_stops_those_that_still_do(
+    odd: tuple[str, ...], samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATE", str(tmp_path / "late went on"))
+    files = [_file("fine", "fine", runtime="odd")] + [_file(f"late {i}", "late", runtime="odd") for i in range(3)]
+
+    def broken(outputs: Any, targets: Any) -> Any:
+        raise KeyboardInterrupt
+
+    config = Bench(launches=1, blocks=2, block_ms=1, warmup_s=0)
+    with pytest.raises(KeyboardInterrupt):
+        measure(files, samples, np.arange(150), ["x"] * 150, config, tmp_path / "o", score=broken, command=odd)
+    assert not (tmp_path / "late went on").exists()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_request(
+    odd: tuple[str, ...], samples: Path, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        "from edgewise.bench.process import started\n"
+        f"with started('x', 1, {odd!r}) as worker:\n"
+        "    worker.ask('import', limit_s=60, runtime='odd')\n"
+        "    worker.ask('load', limit_s=60, path='hang', threads=1, precision='float32', batch=1)\n"
+        "    print(worker._process.pid, flush=True)\n"
+        f"    worker.ask('first', limit_s=60, inputs={str(samples)!r}, batch=1)\n"
+    )
+    with subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert _runs(pid)
+        process.kill()
+    # The file hangs for a minute; what the kernel kills is gone at once, or a little later on a busy machine.
+    deadline = time.monotonic() + 20
+    while _runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(pid)
+
+
+def test_a_worker_whose_parent_is_gone_already_does_nothing() -> None:
+    done = subprocess.run(
+        list(LOCAL),
+        input='{"do": "close"}\n',
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "EDGEWISE_PARENT": "1"},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_file_in_the_current_directory_is_no_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('this is not the library')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('nor is this')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "", *sys.path])  # as `python -m edgewise` has it
+    with started("x", 1) as worker:
+        assert worker.ask("import", limit_s=60, runtime="onnxruntime")["type"] == "import"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "asked"),
+    [
+        ("onnxruntime", "float32", "float32"),
+        ("openvino", "int8", "float32"),
+        ("openvino", "float16", "default"),
+        ("tensorrt", "int8", "default"),
+        ("tensorrt", "float32", "default"),
+    ],
+)
+def test_arithmetic_is_asked_for_where_a_runtime_lets_one(runtime: str, precision: str, asked: str) -> None:
+    assert arithmetic(_file("a", "a", runtime=runtime, precision=precision)) == asked
+
+
 def test_a_hanging_file_is_given_up(odd: tuple[str, ...], samples: Path) -> None:
     with started("slow one", 1, odd) as worker:
         worker.ask("import", limit_s=60, runtime="odd")
@@ -295,10 +398,14 @@ def test_the_worker_ends_with_a_sentinel_and_answers_nonsense_with_an_error() ->
 
 def test_the_agent_runs_on_python_3_8() -> None:
     pytest.importorskip("vermin", reason="vermin is not installed")
+    from edgewise import errors
     from edgewise.bench.agent import worker
+    from edgewise.deploy import runtimes
 
+    carried = [worker.__file__, errors.__file__, *Path(runtimes.__file__).parent.glob("*.py")]
+    assert len(carried) >= 8
     done = subprocess.run(
-        [sys.executable, "-c", "import vermin; vermin.main()", "-t=3.8-", "--violations", str(Path(worker.__file__))],
+        [sys.executable, "-c", "import vermin; vermin.main()", "-t=3.8-", "--violations", *map(str, carried)],
         capture_output=True,
         text=True,
         check=False,
@@ -367,3 +474,22 @@ def test_doubtful_measurements_are_flagged(made_up: Callable[..., Results]) -> N
         return replace(measurement, launches=tuple(longer))
 
     assert "drift" in _flags(made_up, trend)
+
+    def one_launch_only(measurement: Measurement) -> Measurement:
+        return replace(measurement, launches=(trend(measurement).launches[0], *measurement.launches[1:]))
+
+    assert "drift" not in _flags(made_up, one_launch_only)
+
+
+def test_ordinary_noise_is_seldom_called_drift(made_up: Callable[..., Results]) -> None:
+    random = np.random.default_rng(0)
+    launch = made_up({"small": {}}, runs=1).measurements["small"].launches[0]
+    levels = np.exp(random.normal(0, 0.2, (300, 3, 12)))
+    found = 0
+    for series in levels:
+        drifts = [
+            _drift(replace(launch, blocks=tuple(replace(launch.blocks[0], samples_ns=(v,)) for v in one)))
+            for one in series
+        ]
+        found += abs(float(np.median(drifts))) > 0.05
+    assert found <= 3

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def told(made_up: Callable[..., Results], scores: Callable[..., Any]) -> tuple[R
             "small": {"scores": scores(20), "runtime": "openvino", "flags": ["contended", "drift"]},
             EVIL: {"scores": scores(25), "ms": 6.0, "runtime": "litert"},
             "dead": {"error": "dead: the process died <b>badly</b>"},
+            "lame": {"error": "lame: one launch | died", "launches": 2},
         }
     )
     context = Context(
@@ -43,9 +45,10 @@ def told(made_up: Callable[..., Results], scores: Callable[..., Any]) -> tuple[R
             JourneyRow("prune"),
         ),
         parity={
-            "small": ParityRow("student", 2000, 41.25, 7, 0.5),
-            "teacher": ParityRow("torch", 2000, math.inf, 0, 0.0),
+            "small": (ParityRow("torch, quantized", 2000, 61.25, 3, 0.1), ParityRow("student", 2000, 41.25, 7, 0.5)),
+            "teacher": (ParityRow("torch", 2000, math.inf, 0, 0.0),),
         },
+        integer={"small": "20 of 20 in INT8"},
         bundles=(BundleRow("tensorrt", False, "no GPU here", ("a.onnx",)),),
         notes=(EVIL,),
         versions={"torch": "2.13"},
@@ -114,6 +117,8 @@ def test_every_number_shown_is_the_one_in_the_json(told: tuple[Results, Verdict,
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     units = {
         "p50_ms": "ms",
+        "p90_ms": "ms",
+        "p99_ms": "ms",
         "speedup": "x",
         "speedup_parent": "x",
         "qps": "per s",
@@ -130,18 +135,36 @@ def test_every_number_shown_is_the_one_in_the_json(told: tuple[Results, Verdict,
                     assert text in shown, (key, text)
                     assert text in markdown, (key, text)
                     compared += 1
+        for key in ("load_ms", "first_ms"):
+            if file[key]:
+                assert say.duration(file[key]["value"]) in shown
+                assert f"| {say.duration(file[key]['value'])} |" in markdown
+                compared += 1
+    assert compared > 40
     for check in page["verdict"]["checks"]:
         assert check["status"] in shown
         assert say.limit_words(check["check"], check["limit"], check["unit"]) in shown
-    assert compared > 20
-    for row in ("855,770", "126 M", "90.00 %", "41.2 dB", "exact", "7 of 2,000", "no GPU here"):
+    for row in (
+        "855,770",
+        "126 M",
+        "90.00 %",
+        "41.2 dB",
+        "61.2 dB",
+        "exact",
+        "7 of 2,000",
+        "3 of 2,000",
+        "no GPU here",
+    ):
+        assert row in shown
+        assert row in markdown
+    for row in ("20 of 20 in INT8", "torch, quantized", "lame: one launch"):
         assert row in shown
         assert row in markdown
 
 
 def test_json_holds_what_was_measured(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
     results, verdict, context = told
-    page = build_page(results, verdict, context)
+    page = build_page(results, verdict, context, tmp_path)
     json.dumps(page, allow_nan=False)
     files = {file["name"]: file for file in page["files"]}
     small = files["small"]
@@ -159,7 +182,59 @@ def test_json_holds_what_was_measured(told: tuple[Results, Verdict, Context], tm
     assert files["dead"]["p50_ms"] is None
     assert "died" in files["dead"]["error"]
     assert page["warnings"][0].startswith(EVIL)
-    assert page["in_short"] == ["small", EVIL, "dead"]
+    assert page["in_short"] == ["small", EVIL, "dead", "lame"]
+
+
+def test_a_file_did_not_run_only_if_it_never_ran(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    write_report(*told, tmp_path)
+    page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    runs = {file["name"]: file["runs"] for file in page["files"]}
+    assert runs["dead"] is None
+    assert runs["lame"] == 2 * 8 * 60
+    assert "lame: lame: one launch | died" in page["notes"]
+    for text in (_read(tmp_path / "report.html").text, (tmp_path / "report.md").read_text(encoding="utf-8")):
+        # Once in the table and once in short, both about the dead file.
+        assert text.count("did not run") == 2
+
+
+def test_on_a_busy_machine_the_speed_up_shown_is_of_cpu_time(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    teacher = {"ms": 10.0, "role": "reference", "precision": "float32", "cut": 2.0, "flags": ["contended"]}
+    for threads, shown in ((1, "on CPU time"), (2, "machine was busy")):
+        row = {"threads": threads}
+        results = made_up({"teacher": {**teacher, **row}, "small": row})
+        write_report(results, None, Context("busy", "now"), tmp_path)
+        (small,) = (f for f in json.loads((tmp_path / "report.json").read_text())["files"] if f["name"] == "small")
+        assert small["speedup_wall"]["value"] == pytest.approx(10, rel=0.02)
+        if threads == 1:
+            assert small["speedup"]["value"] == pytest.approx(5, rel=0.02)
+            assert small["speedup_clock"] == "cpu"
+        else:
+            assert small["speedup"] is None
+        html, markdown = _read(tmp_path / "report.html").text, (tmp_path / "report.md").read_text(encoding="utf-8")
+        for text in (html, markdown):
+            assert shown in text
+            assert say.ratio(small["speedup_wall"]["value"]) not in text
+            assert "ratios hold" not in text
+
+
+def test_no_path_of_this_machine_is_told(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"small": {}})
+    inside = replace(results.file("small"), path=str(tmp_path / "run/stages/a/model.onnx"))
+    results = replace(results, files=(*results.files[:-1], inside))
+    write_report(results, None, Context("plain", "now"), tmp_path / "run")
+    paths = {f["name"]: f["path"] for f in json.loads((tmp_path / "run/report.json").read_text())["files"]}
+    assert paths == {"teacher": "teacher.onnx", "student": "student.onnx", "small": "stages/a/model.onnx"}
+    for name in FILES:
+        assert str(tmp_path) not in (tmp_path / "run" / name).read_text(encoding="utf-8")
+
+
+def test_threads_that_nobody_checked_are_noted(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"small": {"runtime": "litert"}})
+    launches = results.measurements["small"].launches
+    blind = tuple(replace(one, settings={"threads": 1, "threads_read_back": False}) for one in launches)
+    results.measurements["small"] = replace(results.measurements["small"], launches=blind)
+    write_report(results, None, Context("plain", "now"), tmp_path)
+    assert "litert doesn't tell how many threads it uses: 1 asked for" in _read(tmp_path / "report.html").text
 
 
 def test_markdown_tables_stay_whole(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
@@ -168,7 +243,7 @@ def test_markdown_tables_stay_whole(told: tuple[Results, Verdict, Context], tmp_
     assert "<script>" not in text
     lines = text.splitlines()
     tables = [i for i, line in enumerate(lines) if re.fullmatch(r"\|(-+:?\|)+", line)]
-    assert len(tables) == 5
+    assert len(tables) == 6
     for start in tables:
         columns = lines[start].count("|")
         rows = [lines[start - 1]]
@@ -248,6 +323,17 @@ def test_plots_hold_names_as_text_and_draw_nothing_without_points() -> None:
         (say.duration(0.1194), "119 µs"),
         (say.duration(2.308), "2.31 ms"),
         (say.duration(1234), "1.23 s"),
+        (say.duration(0.9994), "999 µs"),
+        (say.duration(0.9999), "1.00 ms"),
+        (say.duration(999.9), "1.00 s"),
+        (say.plain(9.999), "10.0"),
+        (say.plain(0.09996), "0.100"),
+        (say.plain(99.96), "100"),
+        (say.size(999_999), "1.00 MB"),
+        (say.size(999_999_999), "1.00 GB"),
+        (say.size(1000), "1.00 kB"),
+        (say.count(9_999_999_999), "10.0 G"),
+        (say.count(9_876_543), "9,876,543"),
         (say.size(323_401), "323 kB"),
         (say.size(999), "999 B"),
         (say.ratio(3.1249), "3.12×"),

@@ -65,6 +65,16 @@ with torch.no_grad():
             parameter.mul_(0.6)
     np.save(out / "learned.npy", model(torch.from_numpy(images)).numpy())
 convert_module(model, "int8", out / "litert.learned", input_shape=description.input_shape, calibration=images)
+
+# A product of activations, which LiteRT's recipe leaves in float as it does a transformer's.
+class Attending(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv_1, self.linear = torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.Linear(8, 5)
+    def forward(self, x):
+        x = self.conv_1(x).flatten(2)
+        return self.linear((x @ (x.transpose(1, 2) @ x)).mean(2))
+convert_module(Attending(), "int8", out / "litert.attending", input_shape=description.input_shape, calibration=images)
 """
 
 
@@ -155,6 +165,13 @@ def reports(converted: Mapping[str, Path], small_net: SmallNet) -> dict[str, dic
     """What each converter said about its file."""
     folder = small_net.root / "converted"
     return {name: json.loads((folder / f"{name}.report.json").read_text()) for name in converted}
+
+
+@pytest.fixture
+def traces(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, ...]:
+    """What a file holds that tells of the machine it was made on."""
+    folders = (tmp_path_factory.getbasetemp(), Path(__file__).parents[2], Path.home() / "x", Path(sys.prefix))
+    return (*(str(folder).removesuffix("x").encode() for folder in folders), b"site-packages", b"stack_trace")
 
 
 def _write_onnx(state: Mapping[str, NDArray[np.float32]], path: Path) -> None:

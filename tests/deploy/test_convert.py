@@ -5,9 +5,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +23,7 @@ from edgewise.deploy import runtimes
 from edgewise.deploy.convert import ort, ov, run, trt
 from edgewise.deploy.convert import trt_device as device
 from edgewise.deploy.convert.__main__ import main
-from edgewise.deploy.convert.base import Job, Source, dump_job, parse_job
+from edgewise.deploy.convert.base import PARENT, Job, Source, arithmetic, dump_job, parse_job
 from edgewise.deploy.parity import sqnr_db
 from edgewise.deploy.runtimes import Options
 from edgewise.errors import ContractError, ModelError, RuntimeMissing
@@ -64,6 +66,40 @@ def test_int8_files_really_run_in_integers(file: str, reports: Mapping[str, dict
     assert report["integer_ops"] == 4  # three convolutions, one linear
     assert report["float_ops"] == 0
     assert report["integer_share"] == 1.0
+    assert report["float_layers"] == []
+
+
+@pytest.mark.parametrize("converter", [ort, ov])
+def test_a_layer_left_in_float_is_told_by_its_name(converter: Any, small_net: Any, tmp_path: Path) -> None:
+    model = onnx.load(small_net.unsigned_onnx)
+    # The third convolution reads what it read before its quantizers came.
+    made = {node.output[0]: node for node in model.graph.node}
+    conv = next(node for node in model.graph.node if node.name == "conv3")
+    weight = made[conv.input[1]]
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    values, scale = stored[weight.input[0]], stored[weight.input[1]]
+    plain = values.astype(np.float32) * scale.reshape(-1, 1, 1, 1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(plain.astype(np.float32), "plain"))
+    conv.input[1] = "plain"
+    conv.name = "conv_3"  # as a user may name it, and as OpenVINO numbers what has no name
+    onnx.save(model, tmp_path / "mixed.onnx")
+    converter.convert(source(small_net, unsigned_onnx=tmp_path / "mixed.onnx"), "int8", tmp_path / "x")
+    report = json.loads((tmp_path / "x.report.json").read_text())
+    assert (report["integer_ops"], report["float_ops"], report["float_layers"]) == (3, 1, ["conv_3"])
+
+
+def test_litert_tells_what_it_left_in_float(converted: Mapping[str, Path], small_net: Any) -> None:
+    report = json.loads((small_net.root / "converted" / "litert.attending.report.json").read_text())
+    assert (report["integer_ops"], report["float_ops"]) == (2, 2)
+    assert len(report["float_layers"]) == 2
+    assert not {"conv_1", "linear"} & set(report["float_layers"])
+
+
+def test_reports_name_no_more_than_twenty_layers() -> None:
+    report = arithmetic(10, [f"layer{number}" for number in range(30)])
+    assert report["float_ops"] == 30
+    assert report["integer_share"] == 0.25
+    assert report["float_layers"] == [f"layer{number}" for number in range(20)]
 
 
 @pytest.mark.parametrize("file", ["onnxruntime.float32", "openvino.float32", "openvino.float16", "litert.float16"])
@@ -103,17 +139,19 @@ def test_half_weights_are_half_as_large(converted: Mapping[str, Path]) -> None:
     assert sizes["float16"] < 0.6 * sizes["float32"]
 
 
-def test_no_file_tells_where_or_by_whom_it_was_made(converted: Mapping[str, Path], small_net: Any) -> None:
-    for path in (*converted.values(), converted["openvino.int8"].with_suffix(".bin")):
+def test_no_file_tells_where_or_by_whom_it_was_made(
+    converted: Mapping[str, Path], small_net: Any, traces: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    bundle = trt.convert(source(small_net), "int8", tmp_path / "bundle").parent
+    files = [path for path in (*next(iter(converted.values())).parent.iterdir(), *bundle.rglob("*")) if path.is_file()]
+    assert {".onnx", ".xml", ".bin", ".tflite", ".json", ".sh", ".py", ".md"} <= {path.suffix for path in files}
+    for path in files:
         content = path.read_bytes()
-        for secret in (
-            b"/home/someone",
-            str(small_net.root).encode(),
-            b"small_net_factory",
-            b"conversion_parameters",
-            b"2026.",
-        ):
-            assert secret not in content, (path.name, secret)
+        if path.suffix == ".npy":  # the fixture's own
+            continue
+        assert not re.search(rb"\b20[23]\d\.\d", content), path  # a version of OpenVINO
+        for trace in (*traces, b"/home/someone", b"small_net_factory", b"conversion_parameters"):
+            assert trace not in content, (path, trace)
 
 
 def test_names_in_litert_files_are_the_modules_names(converted: Mapping[str, Path]) -> None:
@@ -184,7 +222,7 @@ def test_an_error_in_the_process_comes_back_as_itself(small_net: Any, tmp_path: 
 
 
 def test_a_crash_is_told_by_its_last_line(small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "onnx.py").write_text("raise RuntimeError('a broken library')\n")
+    fake_onnx(tmp_path, "raise RuntimeError('a broken library')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModelError, match="RuntimeError: a broken library") as caught:
         run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x"))
@@ -192,10 +230,71 @@ def test_a_crash_is_told_by_its_last_line(small_net: Any, tmp_path: Path, monkey
     assert "Traceback" in log.read_text()
 
 
+def fake_onnx(folder: Path, code: str) -> None:
+    """A module that the conversion imports, and that does something else."""
+    (folder / "onnx.py").write_text(code)
+
+
+def test_an_answer_that_is_not_whole_is_none(small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a full disk would leave it.
+    fake_onnx(tmp_path, "import os, sys\nopen(sys.argv[2], 'w').write('{\"pa')\nos._exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="failed with code 0") as caught:
+        run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x"))
+    assert "log.txt" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
+def test_the_current_directory_hides_no_library(
+    small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_onnx(tmp_path, "raise RuntimeError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    assert run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x")).exists()
+
+
+def test_what_a_failed_conversion_started_ends_with_it(
+    small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    code = "import subprocess, sys\n"
+    code += f"open({str(started)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid))\nsys.exit(3)\n"
+    fake_onnx(tmp_path, code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="failed with code 3"):
+        run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x"))
+    pid = int(started.read_text())
+    end = time.monotonic() + 10
+    while _alive(pid):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's kernel to be ended with its parent")
+def test_a_conversion_whose_parent_is_gone_already_makes_nothing(small_net: Any, tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    job.write_text(dump_job(Job("onnxruntime", "float32", source(small_net), tmp_path / "x")))
+    command = [sys.executable, "-m", "edgewise.deploy.convert", str(job)]
+    for parent, made in (("1", False), (str(os.getpid()), True)):
+        settings = {**os.environ, PARENT: parent}
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == made, done.stderr
+        assert (tmp_path / "x.onnx").exists() == made
+
+
 def test_a_killed_process_is_told_by_its_signal(
     small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "onnx.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    fake_onnx(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModelError, match="SIGKILL"):
         run.convert_in_process(Job("onnxruntime", "float32", source(small_net), tmp_path / "x"))
@@ -314,6 +413,50 @@ def test_the_bundle_says_what_it_is_and_that_no_engine_was_built(small_net: Any,
         assert entry["opset"] == 20
     again = trt.convert(source(small_net, contract=contract), "int8", tmp_path / "small.int8")
     assert json.loads(again.read_text()) == manifest
+
+
+def test_the_bundles_runner_stands_alone(small_net: Any, tmp_path: Path) -> None:
+    folder = trt.convert(source(small_net), "int8", tmp_path / "small.int8").parent
+    runner = folder / "runner"
+    code = (
+        "import sys; from pathlib import Path; from edgewise.deploy import runtimes\n"
+        "import edgewise.errors, edgewise.deploy.runtimes.trt as trt\n"
+        "own = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'edgewise']\n"
+        "assert all(Path(f).is_relative_to(Path(sys.argv[1])) for f in own), own\n"
+        "assert runtimes.get('tensorrt') is trt\n"
+        "print(trt.missing())"
+    )
+    # Without site-packages, so without the installed edgewise: numpy alone is put back.
+    here = tmp_path / "device"
+    here.mkdir()
+    (here / "numpy").symlink_to(Path(np.__file__).parent)
+    for libraries in Path(np.__file__).parent.parent.glob("numpy.libs"):
+        (here / "numpy.libs").symlink_to(libraries)
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(runner), str(here)])}
+    bare = [sys.executable, "-S", "-B"]
+    done = subprocess.run([*bare, "-c", code, str(runner)], capture_output=True, text=True, env=settings, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tensorrt can't be imported" in done.stdout
+    # The commands of its README, as far as they go without a GPU.
+    page = (folder / "README.md").read_text()
+    assert "python3 runner/run.py model.int8.engine images.npy logits.npy" in page
+    (folder / "model.int8.engine").write_bytes(b"ftrt" + bytes(64))
+    np.save(folder / "images.npy", small_net.images)
+    settings["PYTHONPATH"] = str(here)
+    command = [*bare, "runner/run.py", "model.int8.engine", "images.npy", "logits.npy"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=settings, check=False)
+    assert done.returncode == 2
+    assert "tensorrt can't be imported" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_same_bundle_every_time(small_net: Any, tmp_path: Path) -> None:
+    first, second = (trt.convert(source(small_net), "int8", tmp_path / name / "net").parent for name in "ab")
+    names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert {"run.py", "cudart.py", "errors.py"} <= {name.name for name in names}
+    assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 def test_the_bundle_refuses_uint8_and_new_opsets(small_net: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from edgewise.deploy import runtimes
 from edgewise.deploy.parity import compare
-from edgewise.deploy.runtimes import Options, TensorSpec, check_feeds
+from edgewise.deploy.runtimes import Options, TensorSpec, check_feeds, trt_run
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAMES = ("onnxruntime", "openvino", "litert")
@@ -206,16 +206,31 @@ def test_a_file_with_a_fixed_batch_takes_no_other(small_net: Any, tmp_path: Path
             runtimes.get(name).open(str(tmp_path / "two.onnx"), Options(batch=1))
 
 
-def test_a_batch_by_another_name_is_set_too(small_net: Any, tmp_path: Path) -> None:
+def test_a_batch_by_another_name_is_opened_once_and_said(
+    small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import onnx
+    import onnxruntime
 
     model = onnx.load(small_net.float_onnx)
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.save(model, tmp_path / "n.onnx")
-    with closing(runtimes.get("onnxruntime").open(str(tmp_path / "n.onnx"), Options(batch=4))) as session:
-        assert session.inputs[0].shape == (4, 3, 16, 16)
-        assert session.outputs[0].shape == (4, 5)
+    opened: list[str] = []
+    real = onnxruntime.InferenceSession
+
+    def counted(path: str, *others: Any, **named: Any) -> Any:
+        opened.append(path)
+        return real(path, *others, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    for path, static in ((small_net.float_onnx, True), (tmp_path / "n.onnx", False)):
+        with closing(runtimes.get("onnxruntime").open(str(path), Options(batch=4))) as session:
+            assert session.inputs[0].shape == (4, 3, 16, 16)
+            assert session.settings["static_batch"] is static
+            got = session.run({"input": small_net.images[:4]})["logits"]
+        np.testing.assert_allclose(got, small_net.logits[:4], rtol=1e-4, atol=1e-5)
+    assert opened == [str(small_net.float_onnx), str(tmp_path / "n.onnx")]
 
 
 def test_tensorrt_says_what_is_missing_and_what_it_refuses(small_net: Any, tmp_path: Path) -> None:
@@ -232,6 +247,19 @@ def test_tensorrt_says_what_is_missing_and_what_it_refuses(small_net: Any, tmp_p
         runtime.open(str(engine), Options(precision="float32"))
     with pytest.raises(MeasureError, match="not an engine"):
         runtime.open(str(small_net.float_onnx), Options(precision="default"))
+
+
+def test_the_devices_loop_answers_every_image_once(converted: Mapping[str, Path], small_net: Any) -> None:
+    # The loop doesn't mind the runtime: here one that is installed, with a last batch that isn't full.
+    path = str(converted["onnxruntime.float32"])
+    with closing(runtimes.get("onnxruntime").open(path, Options(batch=4))) as session:
+        logits, times_ms = trt_run.loop(session, small_net.images[:10])
+        assert len(times_ms) == 3
+        assert min(times_ms) > 0
+        np.testing.assert_allclose(logits, small_net.logits[:10], rtol=1e-4, atol=1e-5)
+        for wrong in (small_net.images[:0], small_net.images[:4].astype(np.float64), small_net.images[:4, :2]):
+            with pytest.raises(MeasureError, match="expected"):
+                trt_run.loop(session, wrong)
 
 
 @pytest.mark.parametrize(

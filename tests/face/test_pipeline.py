@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+RUNTIMES = ("onnxruntime", "openvino", "litert")
 RECIPE = """
 name: tiny
 task: {kind: digits}
@@ -44,11 +46,12 @@ deploy:
 bench: {launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}
 budget: {max_accuracy_drop_pp: 100}
 """
-STAGES = ["samples", "teacher", "student", "1-prune", "2-distill", "3-quantize", "export"] + [
-    f"{runtime}-{form}"
-    for runtime in ("onnxruntime", "openvino", "litert")
-    for form in ("float32-teacher", "float32", "int8")
-] + ["tensorrt-float16", "tensorrt-int8", "measure"]  # fmt: skip
+STAGES = [
+    *("samples", "student", "teacher", "1-prune", "2-distill", "3-quantize"),
+    *("export-teacher", "export-student", "export-quantized"),
+    *(f"{runtime}-{form}" for runtime in RUNTIMES for form in ("float32-teacher", "float32", "int8")),
+    *("tensorrt-float16", "tensorrt-int8", "measure"),
+]
 TRAINED = {"teacher", "2-distill", "3-quantize"}
 UNTIMED = [stage for stage in STAGES if stage != "measure"]
 
@@ -116,8 +119,30 @@ def test_another_setting_redoes_only_what_hangs_on_it(copied: Path) -> None:
     )
     (copied.parent / "changed.yaml").write_text(changed)
     stages = summary(edgewise("run", "changed.yaml", "--out", copied, "--json", cwd=copied.parent))
-    redone = [name for name, stage in stages.items() if not stage["reused"]]
-    assert redone == STAGES[STAGES.index("3-quantize") :]
+    redone = {name for name, stage in stages.items() if not stage["reused"]}
+    assert redone == {"3-quantize", "export-quantized", "tensorrt-int8", "measure"} | {f"{r}-int8" for r in RUNTIMES}
+
+
+def test_what_can_not_change_the_result_redoes_nothing(copied: Path) -> None:
+    changed = RECIPE.replace("checkpoint_every: 3", "checkpoint_every: 5") + "# a comment\n"
+    (copied.parent / "changed.yaml").write_text(changed)
+    stages = summary(edgewise("run", "changed.yaml", "--out", copied, "--json", cwd=copied.parent))
+    assert all(stage["reused"] for stage in stages.values())
+
+
+def test_a_limit_on_parity_is_judged_without_measuring_again(copied: Path) -> None:
+    (copied.parent / "strict.yaml").write_text(RECIPE.replace("deploy:", "deploy:\n  min_sqnr_db: 500"))
+    before = digests(copied)
+    done = edgewise("run", "strict.yaml", "--out", copied, cwd=copied.parent)
+    assert done.returncode == 2
+    assert "expected at least 500.0 dB" in done.stderr
+    assert digests(copied) == before
+
+
+def test_a_damaged_stamp_only_costs_a_new_report(copied: Path) -> None:
+    for content in ("", "{}", "[1"):
+        (copied / ".report").write_text(content)
+        summary(edgewise("run", "tiny.yaml", "--out", copied, "--json", cwd=copied.parent))
 
 
 @pytest.mark.slow
@@ -138,8 +163,10 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(finished: Path) -> No
                 time.sleep(0.3)
                 break
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, f"{stage} was over before it could be killed"
         process.stderr.close()
+        if stage in TRAINED:
+            assert list(run.glob(f"stages/{stage}-*.partial/scratch/checkpoint.safetensors"))
         before = STAGES[: STAGES.index(stage)]
         assert set(before) <= set(digests(run)), f"a finished stage was lost when {stage} was killed"
     assert (run / "stages").exists()
@@ -156,9 +183,11 @@ def test_a_damaged_artifact_is_noticed_and_made_again(copied: Path) -> None:
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(bytes(content))
+    record = next(copied.glob("stages/export-student-*")) / "artifact.json"
+    record.write_text(record.read_text().replace('"seconds": ', '"seconds": 1'))
     done = edgewise("run", "tiny.yaml", "--out", copied, "--json", cwd=copied.parent)
     stages = summary(done)
-    assert [name for name, stage in stages.items() if not stage["reused"]] == ["2-distill"]
+    assert {name for name, stage in stages.items() if not stage["reused"]} == {"2-distill", "export-student"}
     assert "model.safetensors" in done.stderr
     assert "made again" in done.stderr
     assert digests(copied) == before
@@ -196,6 +225,12 @@ BAD: dict[str, tuple[Callable[[str], str], str]] = {
     "impossible ratio": (lambda r: r.replace("macs_ratio: 0.7", "macs_ratio: 0.01"), "smallest"),
     "batch larger than the data": (lambda r: r.replace("batch_size: 64", "batch_size: 5000", 1), "batch"),
     "layer that isn't there": (lambda r: r.replace("layers: [layer1, layer3]", "layers: [layer9]"), "layer9"),
+    "layer of another kind": (lambda r: r.replace("layers: [layer1, layer3]", "layers: [linear]"), "can't be computed"),
+    "budget for a file that isn't made": (
+        lambda r: r.replace("budget: {", "budget: {files: [onnxruntime-int], "),
+        "no file is called onnxruntime-int",
+    ),
+    "more threads than CPUs": (lambda r: r.replace("bench: {", "bench: {threads: 4096, "), "bench.threads"),
     "ratio above one": (lambda r: r.replace("macs_ratio: 0.7", "macs_ratio: 1.7"), "macs_ratio"),
     "unknown key": (lambda r: r.replace("epochs: 2", "epocs: 2", 1), "epochs"),
     "learning rate that explodes": (lambda r: r.replace("lr: 0.1", "lr: 1.0e+30"), "no longer finite"),
@@ -230,6 +265,41 @@ def test_a_file_size_limit_stands_for_a_full_disk(workplace: Path) -> None:
     assert "Traceback" not in done.stderr
     again = summary(edgewise("run", "tiny.yaml", "--out", "full", "--json", cwd=workplace))
     assert list(again) == STAGES
+
+
+def test_a_tensorrt_only_recipe_ends_with_bundles_and_a_report(workplace: Path, finished: Path) -> None:
+    start, end = RECIPE.index("    - {runtime: onnxruntime"), RECIPE.index("    - {runtime: tensorrt")
+    alone = RECIPE[:start] + RECIPE[end:].replace("budget: {max_accuracy_drop_pp: 100}", "")
+    (workplace / "jetson.yaml").write_text(alone)
+    shutil.copytree(finished, workplace / "jetson")
+    stages = summary(edgewise("run", "jetson.yaml", "--out", "jetson", "--json", cwd=workplace))
+    assert [name for name, stage in stages.items() if not stage["reused"]] == ["measure"]
+    page = json.loads((workplace / "jetson" / "report.json").read_text())
+    assert {bundle["name"]: bundle["built"] for bundle in page["bundles"]} == {
+        "tensorrt-float16": False,
+        "tensorrt-int8": False,
+    }
+
+
+def test_torchrun_trains_with_two_processes_and_one_writes(workplace: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    end = RECIPE.index("deploy:")
+    recipe = RECIPE[:end].replace("  - kind: quantize", "#").split("#")[0]
+    targets = "deploy: {targets: [{runtime: onnxruntime, precisions: [float32]}]}\n"
+    (workplace / "two.yaml").write_text(
+        recipe + targets + "bench: {launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = [*launcher, "-m", "edgewise", "run", "two.yaml", "--out", "two", "--json"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=workplace, text=True, capture_output=True, timeout=300, env=environment)
+    stages = summary(done)  # one JSON document: one process speaks
+    assert not any(stage["reused"] for stage in stages.values())
+    history = json.loads(next((workplace / "two" / "stages").glob("2-distill-*/history.json")).read_text())
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert not list((workplace / "two" / "stages").glob("*.partial"))
 
 
 def test_a_folder_that_can_not_be_written_is_named(workplace: Path) -> None:

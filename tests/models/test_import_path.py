@@ -157,6 +157,18 @@ def test_the_digest_follows_the_source_and_runs_nothing(write: Write, tmp_path: 
         factory.source_digest("pack.other:f")
 
 
+def test_the_digest_follows_the_modules_that_a_lone_one_imports(write: Write) -> None:
+    write("chief.py", "import json\nfrom helper_one import x\ndef make(): ...\n")
+    write("helper_one.py", "import helper_two\nx = 1\n")
+    write("helper_two.py", "y = 1\n")
+    write("stranger.py", "z = 1\n")
+    before = factory.source_digest("chief:make")
+    write("stranger.py", "z = 2\n")
+    assert factory.source_digest("chief:make") == before
+    write("helper_two.py", "y = 2\n")
+    assert factory.source_digest("chief:make") != before
+
+
 def test_a_tasks_fingerprint_follows_source_and_arguments(write: Write) -> None:
     def print_of(**arguments: int) -> str:
         return fingerprint(TaskFactory(kind="factory", factory="tasks_d:make", arguments=dict(arguments)))

@@ -1,0 +1,215 @@
+"""The plan: every stage a recipe asks for, with its content address. Torch-free, so that it is made in a moment.
+
+A step's key covers its config, its parents' keys, the files and the user's code it reads, the versions of what does the
+work, and the number of processes where it trains. It leaves out what can't change the result: paths, and how often
+training is checkpointed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgewise import artifact, stages
+from edgewise.compress.config import Distill, Prune, Quantize, Train
+from edgewise.config import Config
+from edgewise.deploy.config import Precision, RuntimeName
+from edgewise.errors import RecipeError
+from edgewise.models.config import ModelFactory
+from edgewise.recipe import Recipe
+from edgewise.stages import Stage
+
+WORK: dict[type[Config], Stage] = {
+    Train: stages.train,
+    Prune: stages.prune,
+    Distill: stages.distill,
+    Quantize: stages.quantize,
+}
+# The libraries whose versions decide a result.
+TORCH = ("torch", "numpy", "pillow", "lightning-fabric")
+LIBRARIES: dict[type[Config], tuple[str, ...]] = {Prune: ("torch-pruning",), Quantize: ("nncf",)}
+EXPORT = ("torch", "onnx", "onnxscript", "nncf")
+CONVERT: dict[RuntimeName, tuple[str, ...]] = {
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+    "litert": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "torch", "nncf"),
+    "tensorrt": ("onnx",),
+}
+NOT_IN_KEYS: Any = {"weights": True, "path": True, "fit": {"checkpoint_every"}, "train": {"checkpoint_every"}}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One planned stage. ``parents`` are step names by role; ``inputs`` are digests of what lies outside the run."""
+
+    name: str
+    work: Stage
+    config: Any
+    parents: Mapping[str, str]
+    versions: Mapping[str, str]
+    inputs: Mapping[str, str]
+
+    @property
+    def trains(self) -> bool:
+        """True where the processes of a torchrun group must all take part."""
+        return getattr(self.config, "fit", None) is not None or getattr(self.config, "train", None) is not None
+
+    @property
+    def plain_config(self) -> Any:
+        """The config as JSON, without what can't change the result."""
+        if isinstance(self.config, Config):
+            return self.config.model_dump(mode="json", exclude=NOT_IN_KEYS)
+        return self.config
+
+    def key(self, keys: Mapping[str, str]) -> str:
+        """The content address, given the keys of the steps before."""
+        parents = {role: keys[name] for role, name in self.parents.items()}
+        return artifact.stage_key(self.name, [self.plain_config, dict(self.inputs)], parents, self.versions)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file to convert; ``against`` is the step whose torch answers it must follow, ``exports`` the graphs it may
+    start from."""
+
+    name: str
+    runtime: RuntimeName
+    precision: Precision
+    role: str
+    reference: str
+    parent: str
+    against: str
+    exports: tuple[str, ...]
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """Every stage of the recipe, in order; parents come before their children.
+
+    Raises:
+        RecipeError: the budget names no file of this recipe, or sets no limit.
+    """
+    from edgewise.models.tasks.load import fingerprint
+
+    data = {"task": artifact.sha256_json(recipe.task.model_dump(mode="json", exclude=NOT_IN_KEYS))}
+    data["data"] = fingerprint(recipe.task)
+    steps: list[Step] = []
+
+    def add(
+        name: str, work: Stage, config: Any, parents: Mapping[str, str], libraries: tuple[str, ...], **inputs: str
+    ) -> str:
+        steps.append(Step(name, work, config, parents, artifact.versions(*libraries), inputs))
+        return name
+
+    def add_model(name: str, work: Stage, config: Any, parents: Mapping[str, str]) -> str:
+        libraries = (*TORCH, *LIBRARIES.get(type(config), ()))
+        return add(name, work, config, parents, libraries, **data, **_inputs(recipe, config))
+
+    calibration = {"calibration_samples": recipe.deploy.calibration_samples}
+    samples = add("samples", stages.samples, calibration, {}, ("numpy", "pillow"), **data)
+    # The student comes first: its mistakes are told before the teacher is trained.
+    student = add_model("student", stages.source, recipe.student, {}) if recipe.student else None
+    teacher = add_model("teacher", stages.source, recipe.teacher, {})
+    float_model, quantized = student or teacher, None
+    for number, stage in enumerate(recipe.stages, start=1):
+        parents = {"model": float_model, "teacher": teacher} if isinstance(stage, Distill) else {"model": float_model}
+        made = add_model(f"{number}-{stage.kind}", WORK[type(stage)], stage, parents)
+        if isinstance(stage, Quantize):
+            quantized = made
+        else:
+            float_model = made
+
+    files = wanted_files(recipe, teacher, float_model, quantized)
+    _check_budget(recipe, files)
+    half = any(file.runtime == "tensorrt" for file in files)  # float16 graphs, which only TensorRT starts from
+    models = {"teacher": teacher, "student": float_model, "quantized": quantized}
+    for form in dict.fromkeys(form for file in files for form in file.exports):
+        config = {"form": form, "half": half and form != "teacher"}
+        add(f"export-{form}", stages.export, config, {"model": models[form] or float_model}, EXPORT)
+    for file in files:
+        config = {"runtime": file.runtime, "precision": file.precision}
+        parents = {"samples": samples, "model": file.against, **{form: f"export-{form}" for form in file.exports}}
+        add(file.name, stages.convert, config, parents, CONVERT[file.runtime])
+    _add_measure(steps, recipe, [file for file in files if file.runtime != "tensorrt"])
+    return steps
+
+
+def _add_measure(steps: list[Step], recipe: Recipe, files: list[Wanted]) -> None:
+    from edgewise.bench.provenance import IDENTITY, provenance
+    from edgewise.bench.provenance import versions as runtime_versions
+
+    device = provenance()["device"]
+    config = {
+        "files": [asdict(file) for file in files],
+        "bench": recipe.bench.model_dump(mode="json"),
+        "device": {name: device[name] for name in IDENTITY},  # numbers of another device are other numbers
+    }
+    needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
+    versions = {**artifact.versions(), **runtime_versions()}
+    steps.append(Step("measure", stages.measure, config, {name: name for name in needed}, versions, {}))
+
+
+def wanted_files(recipe: Recipe, teacher: str, float_model: str, quantized: str | None) -> list[Wanted]:
+    """The files to convert. For each runtime the float teacher (the reference), the float student (the parent), and
+    what was asked for. TensorRT's engines are built and timed on the device, so where it is the only target the float
+    files are made for ONNX Runtime, to have something to measure here."""
+    files: list[Wanted] = []
+    targets = {target.runtime: target.precisions for target in recipe.deploy.targets}
+    if set(targets) == {"tensorrt"}:
+        targets = {**targets, "onnxruntime": ()}
+    small = "student" if float_model != teacher else "teacher"
+    for runtime, precisions in targets.items():
+        reference = f"{runtime}-float32-teacher" if runtime != "tensorrt" else ""
+        parent = f"{runtime}-float32" if small == "student" and reference else reference
+        if reference:
+            files.append(Wanted(reference, runtime, "float32", "reference", reference, parent, teacher, ("teacher",)))
+        if parent != reference:
+            role = "candidate" if "float32" in precisions else "parent"
+            files.append(Wanted(parent, runtime, "float32", role, reference, parent, float_model, (small,)))
+        for precision in precisions:
+            name = f"{runtime}-{precision}"
+            if precision == "int8" and quantized:
+                forms = ("student", "quantized") if runtime == "tensorrt" else ("quantized",)
+                files.append(Wanted(name, runtime, precision, "candidate", reference, parent, quantized, forms))
+            elif precision != "float32" or runtime == "tensorrt":
+                form = "student" if runtime == "tensorrt" else small
+                files.append(Wanted(name, runtime, precision, "candidate", reference, parent, float_model, (form,)))
+    return files
+
+
+def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
+    """Digests of the files and the user's code that a model config names, and what else its result hangs on."""
+    found = {"seed": str(recipe.seed)}
+    if getattr(config, "weights", None) is not None:
+        found["weights"] = artifact.sha256_file(config.weights)
+    if isinstance(getattr(config, "model", None), ModelFactory):
+        from edgewise.models.factory import source_digest
+
+        found["factory"] = source_digest(config.model.factory)
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":  # BatchNorm takes its statistics over each process's share of the batch
+        found["processes"] = processes
+    return found
+
+
+def _check_budget(recipe: Recipe, files: list[Wanted]) -> None:
+    """Say before hours of training that the budget can't be judged."""
+    if recipe.budget is None:
+        return
+    limits = recipe.budget.model_dump(exclude={"files"}, exclude_none=True)
+    if not limits:
+        raise RecipeError("the budget sets no limit", where="budget", hint="for instance max_accuracy_drop_pp: 1.0")
+    measured = [file.name for file in files if file.runtime != "tensorrt"]
+    candidates = [file.name for file in files if file.runtime != "tensorrt" and file.role == "candidate"]
+    unknown = sorted(set(recipe.budget.files or ()) - set(measured))
+    if unknown:
+        raise RecipeError(
+            f"no file is called {', '.join(unknown)}", where="budget.files", hint=f"{', '.join(measured)}"
+        )
+    if not candidates and not recipe.budget.files:
+        raise RecipeError(
+            "there is no file for the budget to judge: only float32 references are measured here",
+            where="budget",
+            hint="add a target with int8 or float16, name files, or leave the budget out",
+        )
