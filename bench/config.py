@@ -23,7 +23,8 @@ class Bench(Config):
 class Budget(Config):
     """What a file must hold to be released; a limit left out is not checked.
 
-    Accuracy is judged on paired answers (Tango's score interval), the others on the interval of the measurement.
+    Accuracy is judged on paired answers (Tango's score interval), times on the interval of the measurement; sizes, load
+    time and memory are compared as they are.
     """
 
     files: tuple[str, ...] | None = Field(
@@ -31,12 +32,16 @@ class Budget(Config):
     )
     min_accuracy: float | None = Field(None, ge=0, le=1)
     max_accuracy_drop_pp: float | None = Field(None, ge=0, description="percentage points under the float reference")
-    min_speedup: float | None = Field(None, gt=0, description="p50 of the reference / p50 of the file, same runtime")
+    min_speedup: float | None = Field(
+        None,
+        gt=0,
+        description="p50 of the reference / p50 of the file, same runtime; CPU time where the machine was busy",
+    )
     min_size_ratio: float | None = Field(None, gt=0, description="bytes of the reference / bytes of the file")
     max_p50_ms: float | None = Field(None, gt=0)
     max_p99_ms: float | None = Field(None, gt=0)
     max_size_bytes: int | None = Field(None, gt=0)
-    max_peak_memory_bytes: int | None = Field(None, gt=0)
-    max_load_ms: float | None = Field(None, gt=0)
+    max_peak_memory_bytes: int | None = Field(None, gt=0, description="largest of the launches, from loading on")
+    max_load_ms: float | None = Field(None, gt=0, description="median of the launches, without an interval")
     min_qps: float | None = Field(None, gt=0)
     max_flip_rate: float | None = Field(None, ge=0, le=1)

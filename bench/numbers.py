@@ -41,7 +41,7 @@ def clock_of(results: Results, *names: str | None) -> Clock | None:
     """What times of these files may be compared on: the wall clock, on a quiet machine.
 
     The scheduler cuts long inferences and leaves short ones whole, so on a busy machine wall times favour the smaller
-    file. CPU time doesn't; but with more than one thread it isn't what a user waits for, and then nothing is left: None.
+    file. CPU time doesn't. But with more than one thread it isn't what a user waits for: nothing is left then, None.
     """
     found = [results.measurements[name] for name in names if name in results.measurements]
     if not any("contended" in one.flags for one in found):

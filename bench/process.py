@@ -38,9 +38,9 @@ class Worker:
         # A file, not a pipe: a library that prints a lot must never be able to block the worker.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {**os.environ, **{name: str(threads) for name in POOLS}, "PYTHONUNBUFFERED": "1"}
-        if command == LOCAL:
-            environment |= _here()
         try:
+            if command == LOCAL:
+                environment |= _here()
             self._process = subprocess.Popen(
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
             )
@@ -127,7 +127,8 @@ def started(file: str, threads: int, command: Sequence[str] = LOCAL) -> Iterator
 
 def _here() -> dict[str, str]:
     """Let a worker find what this process finds, libraries before the current directory, and end with this process."""
-    path = sorted((entry for entry in sys.path if entry), key=lambda entry: entry == os.getcwd())
+    here = str(Path.cwd())
+    path = sorted((entry for entry in sys.path if entry), key=lambda entry: entry == here)
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), "EDGEWISE_PARENT": str(os.getpid())}
 
 

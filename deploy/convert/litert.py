@@ -12,6 +12,7 @@ values on one sample.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from pathlib import Path
@@ -144,7 +145,68 @@ def _to_float(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
         raise ModelError(
             f"litert-torch can't convert the model: {type(error).__name__}: {text[0] if text else ''}", where="litert"
         ) from error
-    return shorten_names(converted.model_content())
+    content = shorten_names(converted.model_content())
+    freed = free_batch(content)
+    return freed if takes_batches(freed, input_shape) else content
+
+
+def free_batch(content: bytes) -> bytes:
+    """The same file with reshapes that infer their first dimension, where litert-torch wrote a batch of 1.
+
+    The order of values in memory is kept, so this is right wherever the batch is the outermost dimension; whether it is
+    everywhere, ``takes_batches`` tells.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            code = model.operatorCodes[op.opcodeIndex]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) != schema.BuiltinOperator.RESHAPE:
+                continue
+            old = graph.tensors[op.inputs[1]]
+            data = model.buffers[old.buffer].data
+            if data is None or not len(data):
+                continue  # a computed shape
+            shape = np.frombuffer(bytes(data), np.int32).copy()
+            if not shape.size or (shape < 1).any():
+                continue
+            shape[0] = -1
+            # A constant of its own: others may read the old one, and nothing but reshapes may read this.
+            buffer, tensor = schema.BufferT(), copy.copy(old)
+            buffer.data = np.frombuffer(shape.tobytes(), np.uint8)
+            tensor.buffer, tensor.name = len(model.buffers), old.name + b"/any_batch"
+            model.buffers.append(buffer)
+            op.inputs = np.array([op.inputs[0], len(graph.tensors)], np.int32)
+            graph.tensors.append(tensor)
+            if op.builtinOptions is not None:
+                op.builtinOptions.newShape = shape
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def takes_batches(content: bytes, input_shape: tuple[int, int, int]) -> bool:
+    """Whether a float file answers three samples at once as it answers them one by one."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    samples = np.random.default_rng(0).standard_normal((3, *input_shape), dtype=np.float32)
+
+    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        interpreter = Interpreter(model_content=content, num_threads=1)
+        place = interpreter.get_input_details()[0]["index"]
+        interpreter.resize_tensor_input(place, images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(place, images)
+        interpreter.invoke()
+        logits: NDArray[np.float32] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        return logits
+
+    alone = np.concatenate([answer(sample[None]) for sample in samples])
+    try:
+        together = answer(samples)
+    except (RuntimeError, ValueError):
+        return False
+    return alone.shape == together.shape and np.allclose(alone, together, rtol=0, atol=MATCH * np.abs(alone).max())
 
 
 def shorten_names(content: bytes) -> bytes:

@@ -23,6 +23,7 @@ from edgewise import errors
 from edgewise.deploy.config import Precision
 from edgewise.deploy.convert.base import Source, named, need
 from edgewise.deploy.convert.trt_device import BUILD_SH, DEVICE_INIT, README
+from edgewise.deploy.onnx_graph import strip, to_bytes
 from edgewise.deploy.runtimes import trt
 from edgewise.errors import ContractError, ModelError
 
@@ -55,7 +56,9 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
     files: dict[str, Any] = {}
     for kind, graph in sorted(graphs.items()):
         path = folder / f"{NAMES[kind]}.onnx"
-        shutil.copyfile(graph, path)
+        model = onnx.load(graph)
+        strip(model)  # the graph may come from another exporter, which notes file paths on each node
+        path.write_bytes(to_bytes(model))
         files[path.name] = _describe(path, kind)
     main = f"{NAMES[precision]}.onnx"
     engine, reason = _build_here(folder / main, source)

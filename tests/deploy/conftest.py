@@ -75,6 +75,14 @@ class Attending(torch.nn.Module):
         x = self.conv_1(x).flatten(2)
         return self.linear((x @ (x.transpose(1, 2) @ x)).mean(2))
 convert_module(Attending(), "int8", out / "litert.attending", input_shape=description.input_shape, calibration=images)
+
+# One channel and a flatten: reshapes in the file, which litert-torch writes with the batch of its sample.
+torch.manual_seed(0)
+grey = lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=8), torch.nn.ReLU(), torch.nn.Flatten(),
+                                   torch.nn.Linear(32, 5))
+for precision in ("float32", "int8"):
+    convert_module(grey(), precision, out / f"litert.grey.{precision}", input_shape=(1, 16, 16),
+                   calibration=images[:, :1])
 """
 
 

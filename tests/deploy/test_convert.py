@@ -392,6 +392,22 @@ def test_litert_keeps_the_ranges_that_were_learned(converted: Mapping[str, Path]
     assert learned > measured + 6
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_litert_files_with_reshapes_take_any_batch(
+    precision: str, converted: Mapping[str, Path], small_net: Any
+) -> None:
+    path = small_net.root / "converted" / f"litert.grey.{precision}.tflite"
+    images = small_net.images[:6, :1]
+    found = {}
+    for batch in (1, 2, 6):
+        with closing(runtimes.get("litert").open(str(path), Options(batch=batch))) as session:
+            parts = np.split(images, len(images) // batch)
+            found[batch] = np.concatenate([session.run({"input": part})["logits"].copy() for part in parts])
+    assert np.ptp(found[1], axis=0).min() > 0.01  # each image has an answer of its own
+    for batch in (2, 6):
+        np.testing.assert_allclose(found[batch], found[1], rtol=0, atol=1e-6)
+
+
 # TensorRT's bundle
 
 

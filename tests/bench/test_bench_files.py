@@ -1,0 +1,48 @@
+"""Files from anywhere: which runtime they belong to, and what is told of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgewise.bench_files import RUNTIMES, _files, measure_files, summary
+from edgewise.deploy.runtimes import MODULES, get
+from edgewise.errors import MeasureError, RuntimeMissing
+from edgewise.progress import silent
+
+
+def test_every_runtime_has_its_suffix() -> None:
+    assert sorted(RUNTIMES.values()) == sorted(MODULES)
+    # OpenVINO, LiteRT and the others say themselves what their files are called.
+    assert {get(runtime).SUFFIX: runtime for runtime in RUNTIMES.values()} == RUNTIMES
+
+
+def test_size_counts_all_parts_and_the_hash_is_of_the_main_file(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    main = tmp_path / "net.xml"
+    main.write_bytes(b"<net/>")
+    with pytest.raises(MeasureError, match="weights are missing"):
+        _files([main])
+    main.with_suffix(".bin").write_bytes(b"12345")
+    (file,) = _files([main])
+    assert (file.size_bytes, file.sha256) == (11, hashlib.sha256(b"<net/>").hexdigest())
+
+
+def test_an_engine_needs_its_runtime(tmp_path: Path) -> None:
+    if get("tensorrt").missing() is None:
+        pytest.skip("TensorRT works here")
+    engine = tmp_path / "net.engine"
+    engine.write_bytes(b"x")
+    with pytest.raises(RuntimeMissing, match="tensorrt"):
+        _files([engine])
+
+
+def test_a_file_is_measured_on_random_inputs(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    results = measure_files([onnx_file("a.onnx")], None, 1, tmp_path / "out", silent)
+    (row,) = summary(results)["files"]
+    assert (row["name"], row["runtime"], row["error"], row["launches"]) == ("a.onnx", "onnxruntime", None, 3)
+    assert row["p50_ms"]["low"] <= row["p50_ms"]["value"] <= row["p50_ms"]["high"]
