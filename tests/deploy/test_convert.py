@@ -81,6 +81,8 @@ def test_a_layer_left_in_float_is_told_by_its_name(converter: Any, small_net: An
     plain = values.astype(np.float32) * scale.reshape(-1, 1, 1, 1)
     model.graph.initializer.append(onnx.numpy_helper.from_array(plain.astype(np.float32), "plain"))
     conv.input[1] = "plain"
+    if converter is ov:  # without bias OpenVINO keeps the bare name; ONNX Runtime would quantize such a weight itself
+        del conv.input[2]
     conv.name = "conv_3"  # as a user may name it, and as OpenVINO numbers what has no name
     onnx.save(model, tmp_path / "mixed.onnx")
     converter.convert(source(small_net, unsigned_onnx=tmp_path / "mixed.onnx"), "int8", tmp_path / "x")
