@@ -63,9 +63,9 @@ def resolve(import_path: str, *, error: type[EdgewiseError]) -> Callable[..., An
 
 
 def source_digest(import_path: str) -> str:
-    """SHA-256 of the source behind ``package.module:name``: a lone module's file and those it imports from beside it, or
-    every ``.py`` file of its top-level package, since a factory is seldom alone. Nothing is imported or run. Data that
-    the code reads is not covered: give its version as an argument.
+    """SHA-256 of the source behind ``package.module:name``: a lone module's file and those it imports from beside it,
+    or every ``.py`` file of its top-level package, since a factory is seldom alone. Nothing is imported or run. Data
+    that the code reads is not covered: give its version as an argument.
 
     Raises:
         EdgewiseError: there is no such module, or it has no file.

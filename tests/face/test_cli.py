@@ -22,7 +22,7 @@ from edgewise.bench.gate import EXIT_CODES, Check, Verdict
 from edgewise.cli import app
 from edgewise.console import Lines
 from edgewise.deploy.runtimes import get
-from edgewise.errors import DataError, DeviceUnavailable, EdgewiseError
+from edgewise.errors import DataError, DeviceUnavailable
 from edgewise.init import FAMILIES
 from edgewise.pipeline import Ran, RunResult
 from edgewise.recipe_file import LoadedRecipe, load_recipe
