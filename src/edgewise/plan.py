@@ -180,7 +180,7 @@ def wanted_files(recipe: Recipe, teacher: str, float_model: str, quantized: str 
 
 def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
     """Digests of the files and the user's code that a model config names, and what else its result hangs on."""
-    found = {"seed": str(recipe.seed)}
+    found = {"seed": str(recipe.seed), "threads": str(recipe.threads)}
     if getattr(config, "weights", None) is not None:
         found["weights"] = artifact.sha256_file(config.weights)
     if isinstance(getattr(config, "model", None), ModelFactory):

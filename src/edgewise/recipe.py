@@ -40,6 +40,11 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**32)
+    threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads of torch: part of the result, because sums depend on them in the last bits",
+    )
     task: TaskConfig
     teacher: Source
     student: Student | None = Field(None, description="left out: the teacher itself is made smaller")

@@ -114,6 +114,16 @@ def _accuracy(task: Task, answers: Float) -> dict[str, Any]:
     }
 
 
+def _loaded(work: Work, role: str = "model") -> tuple[nn.Module, Description]:
+    """A parent's model, in a torch that uses as many threads as the recipe says."""
+    import torch
+
+    from edgewise.compress.saved import load_model
+
+    torch.set_num_threads(work.recipe.threads)
+    return load_model(work.parents[role].folder)
+
+
 def _history(work: Work, history: list[Any]) -> None:
     (work.payload / "history.json").write_text(json.dumps([asdict(epoch) for epoch in history], indent=1))
 
@@ -128,6 +138,7 @@ def source(work: Work) -> dict[str, Any]:
     from edgewise.models.weights import load_weights
 
     task, config = work.task(), work.config
+    torch.set_num_threads(work.recipe.threads)
     torch.manual_seed(work.recipe.seed)
     model = build(config.model, task.input_shape, len(task.classes))
     if config.weights is not None:
@@ -151,10 +162,9 @@ def source(work: Work) -> dict[str, Any]:
 
 def train(work: Work) -> dict[str, Any]:
     """Train the model on labels."""
-    from edgewise.compress.saved import load_model
     from edgewise.compress.train import fit, labels_only
 
-    model, description = load_model(work.parents["model"].folder)
+    model, description = _loaded(work)
     history = fit(
         model,
         work.task().splits["train"],
@@ -172,9 +182,9 @@ def train(work: Work) -> dict[str, Any]:
 def prune(work: Work) -> dict[str, Any]:
     """Remove channels."""
     from edgewise.compress.prune import prune as prune_channels
-    from edgewise.compress.saved import ChannelPlan, Description, load_model
+    from edgewise.compress.saved import ChannelPlan, Description
 
-    model, description = load_model(work.parents["model"].folder)
+    model, description = _loaded(work)
     pruned = prune_channels(
         model,
         work.config,
@@ -190,10 +200,9 @@ def prune(work: Work) -> dict[str, Any]:
 def distill(work: Work) -> dict[str, Any]:
     """Train the model on the teacher's signals."""
     from edgewise.compress.distill import distill as distil_into
-    from edgewise.compress.saved import load_model
 
-    model, description = load_model(work.parents["model"].folder)
-    master, _ = load_model(work.parents["teacher"].folder)
+    model, description = _loaded(work)
+    master, _ = _loaded(work, "teacher")
     history = distil_into(
         model,
         master,
@@ -212,10 +221,10 @@ def quantize(work: Work) -> dict[str, Any]:
     """Fake-quantize, and train on the float model's signals where the recipe says so."""
     from edgewise.compress.qad import quantize as fake_quantize
     from edgewise.compress.quantize import quantizer_config
-    from edgewise.compress.saved import Description, FakeQuantized, load_model
+    from edgewise.compress.saved import Description, FakeQuantized
 
     task = work.task()
-    model, description = load_model(work.parents["model"].folder)
+    model, description = _loaded(work)
     split = task.splits["train"]
     quantized, history = fake_quantize(
         model,
@@ -238,12 +247,11 @@ def export(work: Work) -> dict[str, Any]:
     """The ONNX graphs of one model: float32 (and float16), or the Q/DQ flavours of a quantized one."""
     import onnx
 
-    from edgewise.compress.saved import load_model
     from edgewise.deploy.contracts import trt
     from edgewise.deploy.export import export_float, export_qdq
 
     shape, half = work.task().input_shape, work.config["half"]
-    model, _ = load_model(work.parents["model"].folder)
+    model, _ = _loaded(work)
     if work.config["form"] != "quantized":
         export_float(model, shape, work.payload / "float.onnx")
         if half:
