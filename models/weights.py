@@ -73,7 +73,8 @@ def _read_torch(path: Path) -> object:
         code = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", text)
         if code:
             raise WeightsError(
-                f"holds more than tensors: {code[1]}. A pickle can run code when it is read, so nothing in it was",
+                f"holds more than tensors, such as a whole model or a trainer's state: {code[1]}. "
+                "A pickle can run code when it is read, so nothing in it was",
                 where=where,
                 hint="save the tensors alone, from code you trust: torch.save(model.state_dict(), path)",
             ) from cause
@@ -86,7 +87,8 @@ def _read_torch(path: Path) -> object:
         # The unpickler's own reason comes last; what torch says before it is advice to read the file unsafely.
         reason = text.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise WeightsError(
-            f"not a whole torch or safetensors file ({reason or type(cause).__name__})",
+            f"not a whole torch or safetensors file ({reason or type(cause).__name__}): cut short, or another kind of "
+            "pickle, of which nothing was run",
             where=where,
             hint="fetch it again, or save it again with torch.save(model.state_dict(), path)",
         ) from cause

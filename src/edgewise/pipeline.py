@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,7 @@ from edgewise.errors import ArtifactError, ContractError, EdgewiseError, RecipeE
 from edgewise.models.tasks.base import Task
 from edgewise.plan import Step, plan
 from edgewise.recipe import Recipe
-from edgewise.stages import Work
+from edgewise.stages import Work, convert
 
 if TYPE_CHECKING:
     from edgewise.bench.gate import Verdict
@@ -45,12 +45,14 @@ class Ran:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """A finished run. ``files``: what was made to ship, by name."""
 
     folder: Path
     stages: tuple[Ran, ...]
     report: Path | None
     verdict: dict[str, Any] | None
+    files: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The run as JSON."""
@@ -59,6 +61,8 @@ class RunResult:
             "stages": [{**vars(ran), "folder": str(ran.folder)} for ran in self.stages],
             "report": str(self.report) if self.report else None,
             "verdict": self.verdict,
+            "files": dict(self.files),
+            "warnings": list(self.warnings),
         }
 
 
@@ -110,6 +114,7 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
             seconds = time.monotonic() - started
             ran.append(Ran(step.name, key, seconds, found is not None, made.folder))
             console.stage(step.name, reused=found is not None, seconds=seconds)
+            _tell_accuracy(made, done["samples"], console)
         record = {
             "format": 1,
             "name": recipe.name,
@@ -119,9 +124,30 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
             "steps": [{"name": step.name, "folder": f"stages/{done[step.name].folder.name}"} for step in steps],
         }
         _write(out / "run.json", record)
-        page, verdict = _report(out, recipe, done, loaded.text, list(loaded.choices))
+        page, verdict, warnings = _report(out, recipe, done, loaded.text, list(loaded.choices))
         _check_parity(recipe, done, page)
-    return RunResult(out, tuple(ran), page, verdict)
+    shipped = {
+        file: str(done[file].file(done[file].metrics["main"]))
+        for file in (step.name for step in steps if step.work is convert)
+        if "-float32" not in file
+    }
+    return RunResult(out, tuple(ran), page, verdict, shipped, tuple(warnings))
+
+
+def _tell_accuracy(made: Artifact, samples: Artifact, console: Console) -> None:
+    """What the stage's model is worth; loudly where a trained one is hardly better than guessing."""
+    metrics = made.metrics
+    if "accuracy" not in metrics:
+        return
+    value, low, high = (100 * metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    console.line(f"{made.name}: {value:.2f} % of {metrics['samples']} test samples ({low:.2f} to {high:.2f})")
+    guessing = 100 / len(json.loads(samples.file("samples.json").read_text())["classes"])
+    trained = made.file("history.json").exists()
+    if trained and low < guessing + 0.1 * (100 - guessing):
+        console.warn(
+            f"{made.name}: guessing would reach {guessing:.1f} %: what is compared with this model, or learnt from it, "
+            "means little\n  next: train longer; a few hundred steps also leave BatchNorm's averages behind"
+        )
 
 
 def _require(recipe: Recipe) -> None:
@@ -234,6 +260,9 @@ def _opened(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Artifact]]:
         return Recipe.model_validate(record["recipe"]), record, done
     except EdgewiseError:
         raise
+    except FileNotFoundError as error:
+        what = "the run is not finished, or one is at work" if (folder / "stages").exists() else "no run is here"
+        raise ArtifactError(what, where=str(folder), hint="edgewise run RECIPE makes or finishes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"not a finished run ({error})", where=str(folder), hint="edgewise run RECIPE makes one"
@@ -247,7 +276,7 @@ def report(folder: Path) -> Path:
         ArtifactError: ``folder`` isn't a finished run, or its artifacts changed.
     """
     recipe, record, done = _opened(folder)
-    page, _ = _report(folder, recipe, done, record["text"], record["choices"], always=True)
+    page, _, _ = _report(folder, recipe, done, record["text"], record["choices"], always=True)
     return page
 
 
@@ -271,7 +300,7 @@ def gate_run(folder: Path, budget: Path | None) -> Verdict:
 
 def _report(
     out: Path, recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str], *, always: bool = False
-) -> tuple[Path, dict[str, Any] | None]:
+) -> tuple[Path, dict[str, Any] | None, list[str]]:
     """Judge and write the report, unless the one there was made from the same measurement, budget and recipe."""
     page = out / "report.html"
     limits = recipe.budget.model_dump(mode="json") if recipe.budget else None
@@ -283,11 +312,11 @@ def _report(
         try:
             held = json.loads(stamp.read_text())
             if held["mark"] == mark:
-                return page, held["verdict"]
+                return page, held["verdict"], held["warnings"]
         except (ValueError, KeyError, TypeError):
             pass  # damaged: the report is written again
 
-    from edgewise.bench.gate import gate
+    from edgewise.bench.gate import gate, slower_than_float
     from edgewise.bench.record import load_results
     from edgewise.bench.report.write import write_report
 
@@ -295,8 +324,9 @@ def _report(
     verdict = gate(recipe.budget, results) if recipe.budget else None
     write_report(results, verdict, _context(recipe, done, text, choices), out)
     told = verdict.to_json() if verdict else None
-    _write(stamp, {"mark": mark, "verdict": told})
-    return page, told
+    warnings = slower_than_float(results)
+    _write(stamp, {"mark": mark, "verdict": told, "warnings": warnings})
+    return page, told, warnings
 
 
 def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str]) -> Context:

@@ -49,7 +49,7 @@ PROFILES = {
 }
 
 DEFAULT_ROUND_TO = 8
-DEFAULT_ROUND_REASON = "no profile was named; every CPU kernel likes multiples of 8"
+DEFAULT_ROUND_REASON = "no profile was named; 8 suits every runtime, x86 is often faster with 16"
 
 
 def get(name: str) -> Profile:

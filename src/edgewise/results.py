@@ -12,13 +12,19 @@ if TYPE_CHECKING:
 
 
 def show_run(result: RunResult) -> None:
-    """Where everything is, and the verdict if the recipe has a budget."""
+    """The files that were made, the verdict if the recipe has a budget, the warnings, and where the report is."""
     reused = sum(ran.reused for ran in result.stages)
     made = len(result.stages) - reused
     print(f"{made} stages made, {reused} reused: {result.folder}")
+    if result.files:
+        print()
+        print_table(("file", "where"), list(result.files.items()))
     if result.verdict is not None:
         print()
         show_verdict(result.verdict)
+    else:
+        for text in result.warnings:
+            print(f"\nwarning: {text}")
     if result.report is not None:
         print(f"\nreport: {result.report}")
 

@@ -418,7 +418,7 @@ def test_bench_says_what_it_can_not_measure(onnx_file: Path, tmp_path: Path) -> 
     for words, said in (
         ([tmp_path / "no.onnx"], "no such file"),
         ([tmp_path], "got a folder"),
-        ([text], "expected one of .onnx, .xml, .tflite, got '.txt'"),
+        ([text], "expected one of .onnx, .xml, .tflite, .engine, got '.txt'"),
         ([onnx_file, "--inputs", wrong], "expected a .npy file"),
         ([onnx_file, "--inputs", tmp_path / "no.npy"], "no such file"),
         ([onnx_file, "--threads", "4096"], "threads"),
