@@ -94,7 +94,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, new_format: boo
     trace, path = tmp_path / "trace", tmp_path / "w.pth"
     content = Bomb(trace) if bare else {"state_dict": net().state_dict(), "extra": Bomb(trace)}
     torch.save(content, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(WeightsError, match=r"more than tensors, such as .*state: \w+\.open.*\n  next: save the tensors alone"):
+    with pytest.raises(
+        WeightsError, match=r"more than tensors, such as .*state: \w+\.open.*\n  next: save the tensors alone"
+    ):
         load_weights(net(), path)
     assert not trace.exists()
 
@@ -114,7 +116,9 @@ def test_the_bomb_is_live(tmp_path: Path) -> None:
 
 def test_a_whole_model_is_refused(tmp_path: Path) -> None:
     torch.save(net(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"more than tensors, such as .*state: edgewise\.models\.cifar_resnet\.CifarResNet"):
+    with pytest.raises(
+        WeightsError, match=r"more than tensors, such as .*state: edgewise\.models\.cifar_resnet\.CifarResNet"
+    ):
         load_weights(net(), tmp_path / "w.pth")
 
 
