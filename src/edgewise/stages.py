@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgewise.bench.record import FileUnderTest
+    from edgewise.compress.config import Fit
     from edgewise.compress.saved import Description
     from edgewise.deploy.convert.base import Source
 
@@ -128,12 +129,28 @@ def _history(work: Work, history: list[Any]) -> None:
     (work.payload / "history.json").write_text(json.dumps([asdict(epoch) for epoch in history], indent=1))
 
 
+def _learn_labels(work: Work, model: nn.Module, config: Fit) -> None:
+    from edgewise.compress.train import fit, labels_only
+
+    task = work.task()
+    history = fit(
+        model,
+        task.splits["train"],
+        labels_only(config.label_smoothing),
+        config,
+        seed=work.recipe.seed,
+        augment=task.augment,
+        checkpoint=work.checkpoint,
+        tick=work.tick,
+    )
+    _history(work, history)
+
+
 def source(work: Work) -> dict[str, Any]:
     """The teacher, or the student before any lesson: built, its weights loaded, trained where the recipe says so."""
     import torch
 
     from edgewise.compress.saved import Description
-    from edgewise.compress.train import fit, labels_only
     from edgewise.models.build import build
     from edgewise.models.weights import load_weights
 
@@ -145,37 +162,14 @@ def source(work: Work) -> dict[str, Any]:
         load_weights(model, config.weights)
     lessons = getattr(config, "train", None)
     if lessons is not None:
-        objective = labels_only(lessons.label_smoothing)
-        history = fit(
-            model,
-            task.splits["train"],
-            objective,
-            lessons,
-            seed=work.recipe.seed,
-            augment=task.augment,
-            checkpoint=work.checkpoint,
-            tick=work.tick,
-        )
-        _history(work, history)
+        _learn_labels(work, model, lessons)
     return _save(work, model, Description(model=config.model, input_shape=task.input_shape, classes=len(task.classes)))
 
 
 def train(work: Work) -> dict[str, Any]:
     """Train the model on labels."""
-    from edgewise.compress.train import fit, labels_only
-
     model, description = _loaded(work)
-    history = fit(
-        model,
-        work.task().splits["train"],
-        labels_only(work.config.fit.label_smoothing),
-        work.config.fit,
-        seed=work.recipe.seed,
-        augment=work.task().augment,
-        checkpoint=work.checkpoint,
-        tick=work.tick,
-    )
-    _history(work, history)
+    _learn_labels(work, model, work.config.fit)
     return _save(work, model, description)
 
 
