@@ -33,7 +33,7 @@ def show_verdict(verdict: dict[str, Any]) -> None:
     """Every check with its interval and limit, then the warnings, then the status."""
     confidence = round(100 * verdict["confidence"])
     print_table(
-        ("file", "check", "status", "value", f"{confidence} % interval", "limit", "n"),
+        ("file", "check", "status", "value", f"{confidence} % interval", "limit", "over"),
         [_row(check) for check in verdict["checks"]],
     )
     for check in verdict["checks"]:
@@ -48,12 +48,13 @@ def show_verdict(verdict: dict[str, Any]) -> None:
 
 def _row(check: dict[str, Any]) -> tuple[object, ...]:
     unit = check["unit"]
+    exact = check["low"] == check["high"]  # a size has no interval
     return (
         check["file"],
         say.check_words(check["check"]),
         check["status"],
         say.quantity(check["value"], unit),
-        say.span(check, unit) or say.NONE,
+        say.NONE if exact else say.span(check, unit) or say.NONE,
         say.limit_words(check["check"], check["limit"], unit),
-        check["n"],
+        f"{check['n']:,} {check['counted']}" if check["n"] else say.NONE,
     )

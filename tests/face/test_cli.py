@@ -275,7 +275,7 @@ def test_gate_makes_the_verdict_an_exit_code(
     *head, interval, limit, n = re.split(r"\s{2,}", row)
     assert head == ["a-int8", "speed-up", "PASS", "2.25×"]
     assert re.fullmatch(r"2\.00.* to 2\.50.", interval)
-    assert (limit, n) == ("at least 1.50×", "24")
+    assert (limit, n) == ("at least 1.50×", "24 block pairs")
     assert "needs about 459 runs" in done.stdout
     as_json = call("gate", tmp_path, "--json")
     assert as_json.exit_code == code
