@@ -6,8 +6,6 @@ Quantizers must go in afterwards: between a convolution and its BatchNorm they k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from edgewise.compress.macs import evaluating
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -37,18 +37,6 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.kept.append(leaf)
         self.kept.extend(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
         return out
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own flag comes back after."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _foldable(layer: nn.Module, norm: nn.Module, parameter_uses: Counter[int]) -> bool:
@@ -82,7 +70,7 @@ def _pairs(model: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[nn.Modu
     example = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
     handles = [m.register_forward_hook(note) for m in candidates]
     try:
-        with _eval_mode(model), torch.no_grad(), _Reads() as reads:
+        with evaluating(model), _Reads() as reads:
             result = model(example)
     finally:
         for handle in handles:

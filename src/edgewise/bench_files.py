@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.artifact import sha256_file
 from edgewise.bench import format as say
 from edgewise.bench.config import Bench
 from edgewise.bench.measure import arithmetic, measure
@@ -120,7 +120,7 @@ def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
                 role="candidate",
                 path=str(path.resolve()),
                 size_bytes=sum(part.stat().st_size for part in parts),
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                sha256=sha256_file(path),
             )
         )
     return files

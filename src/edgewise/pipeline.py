@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +107,12 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
             if rank and step.name.startswith("export-"):
                 return RunResult(out, tuple(ran), None, None)  # the other processes only train
             key, started = keys[step.name], time.monotonic()
-            found = find(root, step.name, key, console)
-            made = found or _make(step, key, root, recipe, task, done, console, rank)
+            made = found = find(root, step.name, key, console)
+            if made is None:
+                console.stage(step.name)
+                parents = {role: done[name] for role, name in step.parents.items()}
+                work = partial(Work, recipe, step.config, task, parents, tick=console.tick)
+                made = _train_along(step, key, root, work, rank) if rank else _make(step, key, root, work, parents)
             done[step.name] = made
             seconds = time.monotonic() - started
             ran.append(Ran(step.name, key, seconds, found is not None, made.folder))
@@ -154,39 +157,27 @@ def _require(recipe: Recipe) -> None:
     """Say what is missing here before hours of training, not after."""
     from edgewise.bench.provenance import usable_cpus
     from edgewise.deploy.convert.run import check_installed
-    from edgewise.deploy.runtimes import MODULES
+    from edgewise.deploy.runtimes import get
 
     for target in recipe.deploy.targets:
         check_installed(target.runtime)
-        missing = import_module(MODULES[target.runtime]).missing()
+        missing = get(target.runtime).missing()
         if missing is not None and target.runtime != "tensorrt":  # a TensorRT bundle is made without the runtime
             raise RuntimeMissing(missing, where=f"deploy.targets: {target.runtime}", hint="edgewise doctor")
-    if recipe.bench.threads > usable_cpus():
+    cpus = usable_cpus()
+    if recipe.bench.threads > cpus:
         raise RecipeError(
-            f"expected at most {usable_cpus()}, the CPUs that may be used here, got {recipe.bench.threads}",
+            f"expected at most {cpus}, the CPUs that may be used here, got {recipe.bench.threads}",
             where="bench.threads",
             hint="more threads than CPUs would only measure how they wait for each other",
         )
 
 
-def _make(
-    step: Step,
-    key: str,
-    root: Path,
-    recipe: Recipe,
-    task: Callable[[], Task],
-    done: Mapping[str, Artifact],
-    console: Console,
-    rank: int,
-) -> Artifact:
-    """Do the work of a step and seal it. Processes other than the first train along, then wait for the seal."""
-    parents = {role: done[name] for role, name in step.parents.items()}
-    console.stage(step.name)
-    if rank:
-        return _train_along(step, key, root, recipe, task, parents, console, rank)
+def _make(step: Step, key: str, root: Path, work: Callable[..., Work], parents: Mapping[str, Artifact]) -> Artifact:
+    """Do the work of a step and seal it; ``work`` lacks only its folders."""
     started = time.monotonic()
     with artifact.workplace(root, step.name, key) as (payload, scratch):
-        metrics = step.work(Work(recipe, step.config, task, parents, payload, scratch, console.tick))
+        metrics = step.work(work(payload=payload, scratch=scratch))
     made = Artifact(
         folder=payload,
         name=step.name,
@@ -202,23 +193,15 @@ def _make(
     return artifact.commit(root, made)
 
 
-def _train_along(
-    step: Step,
-    key: str,
-    root: Path,
-    recipe: Recipe,
-    task: Callable[[], Task],
-    parents: Mapping[str, Artifact],
-    console: Console,
-    rank: int,
-) -> Artifact:
-    """What a process other than the first does: its share of the training, from the same checkpoint, saving nothing."""
+def _train_along(step: Step, key: str, root: Path, work: Callable[..., Work], rank: int) -> Artifact:
+    """What a process other than the first does: its share of the training, from the same checkpoint, saving nothing;
+    then it waits for the seal."""
     folder = artifact.stage_folder(root, step.name, key)
     if step.trains:
         shared = folder.with_suffix(".partial") / "scratch"
         with artifact.workplace(root / f".rank{rank}", step.name, key) as (payload, own):
             scratch = shared if (shared / "checkpoint.safetensors").exists() else own
-            step.work(Work(recipe, step.config, task, parents, payload, scratch, console.tick))
+            step.work(work(payload=payload, scratch=scratch))
         shutil.rmtree(root / f".rank{rank}", ignore_errors=True)
     while True:  # torchrun ends this process if the first one fails
         try:
