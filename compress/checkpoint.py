@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,21 @@ from torch import Tensor, nn
 
 from edgewise.errors import ArtifactError
 
+Others = dict[str, dict[str, Tensor]]
+"""More tensors to keep, by group and name."""
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write weights, optimizer state, the random generator and ``progress`` (JSON) to ``path``."""
+
+Captured = tuple[dict[str, Tensor], dict[str, str]]
+"""A state as it was: tensors, and what else there is, as JSON texts."""
+
+
+def capture(
+    model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], others: Others | None = None
+) -> Captured:
+    """A copy in memory of weights, optimizer state, the random generator, ``progress`` (JSON) and ``others``."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for group, values in (others or {}).items():
+        tensors |= {f"other.{group}.{name}": value for name, value in values.items()}
     scalars: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -32,18 +44,23 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progres
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
     # Clones: tied tensors share storage, which the format refuses.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return copies, {"progress": json.dumps(progress), "scalars": json.dumps(scalars)}
+
+
+def write(path: Path, captured: Captured) -> None:
+    """Write it to ``path``: beside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
     with beside.open("wb") as file:
-        file.write(to_bytes(tensors, {"progress": json.dumps(progress), "scalars": json.dumps(scalars)}))
+        file.write(to_bytes(*captured))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the state of ``path`` back into ``model`` and ``optimizer``; returns ``progress``.
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], Others]:
+    """Put the state of ``path`` back into ``model`` and ``optimizer``; returns ``progress`` and ``others``.
 
     Raises:
         ArtifactError: the file isn't a checkpoint of this model.
@@ -65,8 +82,13 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
         torch.set_rng_state(tensors["random"])
         if "random_cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random_cuda"])
+        others: Others = defaultdict(dict)
+        for name, value in tensors.items():
+            if name.startswith("other."):
+                _, group, rest = name.split(".", 2)
+                others[group][rest] = value
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
         raise ArtifactError(
             f"not a checkpoint of this training run ({error})", where=str(path), hint="delete it to start over"
         ) from error
-    return progress
+    return progress, others

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgewise.compress.losses import LossConfig
 from edgewise.compress.losses.kd import KD
+from edgewise.compress.schedule import Temperature, Value
+from edgewise.compress.strategies.data_free_config import Generator, Inversion
 from edgewise.config import Config
+from edgewise.models.config import ModelConfig
 
 
 class Sgd(Config):
@@ -29,8 +33,16 @@ class AdamW(Config):
     weight_decay: float = Field(0.01, ge=0)
 
 
+class EarlyStop(Config):
+    """Stop when the task's metric on its validation split no longer gains; the best epoch's weights are kept."""
+
+    patience: int = Field(3, ge=1, description="epochs without gain before stopping")
+    min_gain: float = Field(0.0, ge=0, description="what counts as a gain of the metric (0..1)")
+
+
 class Fit(Config):
-    """One run of the training loop. The last step's weights are kept: no epoch is picked on the test data."""
+    """One run of the training loop. The last step's weights are kept, or the best on the validation split: no epoch is
+    picked on the test data."""
 
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=1, description="samples a step, over all processes together")
@@ -39,8 +51,26 @@ class Fit(Config):
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="keep the running average of the weights, with this decay a step"
+    )
+    early_stop: EarlyStop | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
+
+
+class Source(Config):
+    """A model and where its weights come from: a file, training on labels, or a file fine-tuned on labels."""
+
+    model: ModelConfig
+    weights: Path | None = Field(None, description=".pth, .pt or .safetensors; tensors only, code in it is refused")
+    train: Fit | None = None
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Source:
+        if self.weights is None and self.train is None:
+            raise ValueError("give weights, or train, or both: an untrained model teaches nothing")
+        return self
 
 
 class Train(Config):
@@ -63,24 +93,186 @@ class Prune(Config):
     max_layer_ratio: float = Field(0.75, gt=0, lt=1, description="never remove more than this part of one layer")
 
 
-class Distill(Config):
-    """Train the student on labels and on the teacher's signals."""
+class Ensemble(Config):
+    """More teachers beside the recipe's own, which is the first. Their answers are averaged as probabilities at the
+    temperature of each loss, or as logits; features come from the first."""
+
+    teachers: tuple[Source, ...] = Field(min_length=1)
+    mean: Literal["probabilities", "logits"] = "probabilities"
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="one for each teacher, the recipe's own first; equal where left out"
+    )
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Ensemble:
+        if self.weights is not None and len(self.weights) != len(self.teachers) + 1:
+            raise ValueError(
+                f"weights: expected {len(self.teachers) + 1}, one for each teacher, the recipe's own first, "
+                f"got {len(self.weights)}"
+            )
+        return self
+
+
+class Lessons(Config):
+    """What every stage with a teacher has: the labels' weight, the losses, and how they are used."""
+
+    cross_entropy: Value = Field(0.1, description="weight of the labels")
+    losses: tuple[LossConfig, ...] = (KD(weight=0.9, temperature=4.0),)
+    label_only_epochs: float = Field(0.0, ge=0, description="hard-label warm-up: the labels alone, with weight 1")
+    balance: Literal["off", "gradient"] = Field(
+        "off",
+        description="gradient: at the first batch, scale each loss so that its gradient in the student is as long as "
+        "cross-entropy's; its weight is then a share",
+    )
+    teacher_wrong: Literal["none", "drop", "swap", "masked"] = Field(
+        "none",
+        description="where the teacher errs: learn from it all the same, leave the sample to the labels, swap its "
+        "first answer and the right one, or mask every class it puts above the right one",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Lessons:
+        if not self.losses and self.cross_entropy == 0:
+            raise ValueError("there is nothing to learn from: no losses and cross_entropy is 0")
+        if self.balance == "gradient" and self.cross_entropy == 0:
+            raise ValueError("balance: gradient needs cross_entropy above 0: it is the measure")
+        blind = [loss.kind for loss in self.losses if not loss.allows_masking()]
+        if self.teacher_wrong == "masked" and blind:
+            raise ValueError(
+                f"teacher_wrong: masked leaves out classes, which {', '.join(blind)} can't; use drop or swap"
+            )
+        return self
+
+
+class Offline(Lessons):
+    """What a teacher that stays as it is allows: company, and answers kept for the next time."""
+
+    fit: Fit = Fit()
+    ensemble: Ensemble | None = None
+    cache: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="keep the teacher's answers on disk where a view is seen again (no augmentation, or "
+        "augment.views); on: always, and refused where they don't fit",
+    )
+    cache_bytes: int = Field(2 * 1024**3, ge=1, description="bound of one teacher's cache")
+
+
+class Distill(Offline):
+    """Train the student on labels and on the signals of a teacher that stays as it is."""
 
     kind: Literal["distill"]
+
+
+class DataFree(Lessons):
+    """Distil without the training images: images are made from the teacher alone. ``cross_entropy`` is then the weight
+    of the classes they are meant to show."""
+
+    kind: Literal["data_free"]
     fit: Fit = Fit()
-    cross_entropy: float = Field(0.1, ge=0, description="weight of the labels")
-    losses: tuple[LossConfig, ...] = (KD(weight=0.9, temperature=4.0),)
+    make: Annotated[Inversion | Generator, Field(discriminator="kind")] = Inversion()
+    cross_entropy: Value = 0.0
+    losses: tuple[LossConfig, ...] = (KD(weight=1.0, temperature=4.0),)
 
 
-class Quantize(Config):
+class Assistant(Offline):
+    """A model of a size between teacher and student learns first, and teaches the stages that follow (arXiv
+    1902.03393): for pairs so far apart that the student can't follow."""
+
+    kind: Literal["assistant"]
+    model: ModelConfig
+    weights: Path | None = None
+
+
+class Online(Lessons):
+    """Teacher and student learn at the same time, the student also from the teacher of the moment."""
+
+    kind: Literal["online"]
+    fit: Fit = Fit()
+    teacher_cross_entropy: Value = Field(1.0, description="weight of the labels in the teacher's own lesson")
+
+
+class Mutual(Lessons):
+    """Students of equal standing learn from the labels and from each other (arXiv 1706.00384); the first is kept."""
+
+    kind: Literal["mutual"]
+    fit: Fit = Fit()
+    peers: tuple[ModelConfig, ...] = Field(min_length=1, description="the other students, from random weights")
+    cross_entropy: Value = 1.0
+    losses: tuple[LossConfig, ...] = (KD(weight=1.0, temperature=1.0),)
+    update: Literal["together", "in_turn"] = Field(
+        "together", description="in_turn: each peer answers anew after the one before it has stepped, as in the paper"
+    )
+
+
+class SelfDistill(Config):
+    """Deep supervision (arXiv 1905.08094): exits at inner layers learn from the labels and from the net's own last
+    answer; they are left out when the net is exported."""
+
+    kind: Literal["self_distill"]
+    fit: Fit = Fit()
+    layers: Literal["auto"] | tuple[str, ...] = Field(
+        "auto", description="where the exits are; auto: the last layer of each map size but the deepest"
+    )
+    cross_entropy: Value = Field(1.0, description="weight of the labels at the net's own end")
+    alpha: float = Field(
+        0.1, ge=0, le=1, description="at an exit: the part of the net's own answer; the rest is labels"
+    )
+    temperature: Temperature = 3.0
+    feature_weight: Value = Field(1e-6, description="squared distance of an exit's features to the last ones")
+
+
+class BornAgain(Lessons):
+    """Generations of one architecture, each from fresh weights, taught by the one before (arXiv 1805.04770)."""
+
+    kind: Literal["born_again"]
+    fit: Fit = Fit()
+    generations: int = Field(1, ge=1)
+
+
+class EmaTeacher(Lessons):
+    """The teacher is the running average of the student itself (arXiv 1703.01780)."""
+
+    kind: Literal["ema_teacher"]
+    fit: Fit = Fit()
+    cross_entropy: Value = 1.0
+    losses: tuple[LossConfig, ...] = (KD(weight=1.0, temperature=1.0),)
+    decay: float = Field(0.999, gt=0, lt=1, description="of the average, a step; it rises to this from 0")
+    buffers: Literal["copy", "average"] = Field(
+        "copy", description="BatchNorm's statistics: the student's, or averaged"
+    )
+
+
+class Inherit(Config):
+    """Start the student from the teacher's own layers (as DistilBERT does, arXiv 1910.01108 §3)."""
+
+    kind: Literal["inherit"]
+    map: Literal["uniform", "first", "last"] = Field("uniform", description="which of the teacher's blocks")
+    slice: bool = Field(False, description="where the teacher is wider, take its first channels")
+
+
+class Quantize(Lessons):
     """Fake-quantize to INT8 with NNCF. Without ``fit`` it is PTQ; with it, quantization-aware distillation:
     the teacher is the same net in float, T=1 (reference: arXiv 2601.20088; a high T destroys low-bit students)."""
 
     kind: Literal["quantize"]
     calibration_samples: int = Field(512, ge=1, description="training samples, taken at fixed places")
     fit: Fit | None = None
-    cross_entropy: float = Field(0.0, ge=0)
+    cross_entropy: Value = 0.0
     losses: tuple[LossConfig, ...] = (KD(weight=1.0, temperature=1.0),)
 
 
-StageConfig = Annotated[Train | Prune | Distill | Quantize, Field(discriminator="kind")]
+StageConfig = Annotated[
+    Train
+    | Inherit
+    | Prune
+    | Distill
+    | Assistant
+    | DataFree
+    | Online
+    | Mutual
+    | SelfDistill
+    | BornAgain
+    | EmaTeacher
+    | Quantize,
+    Field(discriminator="kind"),
+]

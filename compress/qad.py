@@ -12,9 +12,9 @@ from pathlib import Path
 from torch import nn
 
 from edgewise.compress.config import Quantize
-from edgewise.compress.distill import distill
 from edgewise.compress.quantize import insert_quantizers
-from edgewise.compress.train import Epoch
+from edgewise.compress.strategies.offline import distill
+from edgewise.compress.train import Epoch, Validate
 from edgewise.models.tasks.base import Float, Split
 from edgewise.models.tasks.config import Augment
 from edgewise.progress import Tick, silent
@@ -29,6 +29,7 @@ def quantize(
     seed: int,
     augment: Augment | None = None,
     checkpoint: Path | None = None,
+    validate: Validate | None = None,
     tick: Tick = silent,
 ) -> tuple[nn.Module, list[Epoch]]:
     """The quantized copy of ``model``, and the history of its training (empty for PTQ).
@@ -41,5 +42,16 @@ def quantize(
     quantized = insert_quantizers(model, calibration)
     if config.fit is None:
         return quantized, []
-    history = distill(quantized, model, split, config, seed=seed, augment=augment, checkpoint=checkpoint, tick=tick)
+    history = distill(
+        quantized,
+        model,
+        split,
+        config,
+        run=config.fit,
+        seed=seed,
+        augment=augment,
+        checkpoint=checkpoint,
+        validate=validate,
+        tick=tick,
+    )
     return quantized.eval(), history

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgewise.compress.resize import resize
+from edgewise.compress.simkd import ReusedClassifier, restore_classifier
 from edgewise.config import Config
 from edgewise.errors import ArtifactError, ModelError, WeightsError
 from edgewise.models.build import build
@@ -41,7 +42,7 @@ class FakeQuantized(Config):
     nncf: dict[str, JsonValue]
 
 
-Edit = Annotated[ChannelPlan | FakeQuantized, Field(discriminator="kind")]
+Edit = Annotated[ChannelPlan | FakeQuantized | ReusedClassifier, Field(discriminator="kind")]
 
 
 class Description(Config):
@@ -89,6 +90,17 @@ def load_model(folder: Path) -> tuple[nn.Module, Description]:
     return model.eval(), description
 
 
+def built(description: Description) -> nn.Module:
+    """The same architecture with fresh weights, drawn from torch's global generator.
+
+    Raises:
+        ArtifactError: its edits don't fit the model.
+        ModelError: the architecture can't be built.
+    """
+    model = build(description.model, description.input_shape, description.classes)
+    return _edited(model, description, Path())
+
+
 def read_description(folder: Path) -> Description:
     """What ``architecture.json`` in ``folder`` says.
 
@@ -113,11 +125,13 @@ def describe(description: Description) -> str:
     settings = description.model.model_dump(exclude={"kind"})
     head = " ".join([description.model.kind, *(f"{name}={value}" for name, value in settings.items())])
     shape = "x".join(map(str, description.input_shape))
-    edits = (
-        f"pruned ({len(edit.plan)} layers)" if isinstance(edit, ChannelPlan) else "quantized"
-        for edit in description.edits
-    )
-    return ", ".join([head, f"{shape} -> {description.classes}", *edits])
+    return ", ".join([head, f"{shape} -> {description.classes}", *map(_in_words, description.edits)])
+
+
+def _in_words(edit: Edit) -> str:
+    if isinstance(edit, ChannelPlan):
+        return f"pruned ({len(edit.plan)} layers)"
+    return "quantized" if isinstance(edit, FakeQuantized) else f"teacher's classifier ({edit.channels} channels)"
 
 
 def _edited(model: nn.Module, description: Description, folder: Path) -> nn.Module:
@@ -125,6 +139,8 @@ def _edited(model: nn.Module, description: Description, folder: Path) -> nn.Modu
         try:
             if isinstance(edit, ChannelPlan):
                 resize(model, edit.plan)
+            elif isinstance(edit, ReusedClassifier):
+                restore_classifier(model, edit)
             else:
                 from edgewise.compress.quantize import restore_quantizers  # NNCF takes seconds to import
 

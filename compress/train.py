@@ -1,5 +1,5 @@
-"""The one training loop, on Lightning Fabric: mixed precision, clipping, warm-up, cosine, checkpoints, and data
-parallelism when started by torchrun. What is learnt is the objective's business.
+"""The one training loop, on Lightning Fabric: mixed precision, clipping, warm-up, cosine, weight averaging, early
+stopping, checkpoints, and data parallelism when started by torchrun. What is learnt is the lesson's business.
 
 Everything random (order of samples, augmentation) is a function of (seed, epoch, sample): a resumed run equals an
 uninterrupted one, and W processes with B/W samples each see the samples that one process with B sees. BatchNorm, where
@@ -11,47 +11,50 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from edgewise.compress import checkpoint as checkpoints
 from edgewise.compress.config import Fit, Sgd
+from edgewise.compress.lesson import Labels, Lesson
 from edgewise.compress.losses.base import Batch
 from edgewise.errors import DataError, ModelError
-from edgewise.models.tasks.augment import augment as augmented
+from edgewise.models.tasks.augment import view, view_number
 from edgewise.models.tasks.base import Split
 from edgewise.models.tasks.config import Augment
 from edgewise.progress import Tick, silent
 
-Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
-"""``objective(model, batch)`` gives named scalar terms, weighted; the loop minimises their sum."""
+Validate = Callable[[nn.Module], float]
+"""The metric of a model on the validation split; higher is better."""
+
+EXPLODED = 1e6
+"""A weighted term beyond this has lost its way: cross-entropy over a million classes starts at 14."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Means over one epoch."""
+    """Means over one epoch: ``terms`` weighted, as minimised; ``unweighted``, as their papers define them."""
 
     epoch: int
     loss: float
     terms: dict[str, float]
     lr: float
+    unweighted: dict[str, float] = field(default_factory=dict)
+    validation: float | None = None
 
 
-def labels_only(label_smoothing: float) -> Objective:
+def labels_only(model: nn.Module, label_smoothing: float = 0.0) -> Lesson:
     """Cross-entropy with the labels."""
-
-    def objective(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": cross_entropy(model(batch.inputs), batch.targets, label_smoothing=label_smoothing)}
-
-    return objective
+    return Labels(model, label_smoothing)
 
 
 def lr_factor(step: int, total: int, warmup: int, schedule: str) -> float:
@@ -71,14 +74,15 @@ def order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def _fabric(precision: str) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every setting
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    strategy = "ddp" if world > 1 else "auto"
+    # Lessons may leave parameters out of a step: a hint trains the layers below it, a peer waits for its turn.
+    strategy = DDPStrategy(find_unused_parameters=True) if world > 1 else "auto"
     fabric = Fabric(devices=local, num_nodes=max(1, world // local), strategy=strategy, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
 
 
-def _optimizer(model: nn.Module, config: Fit) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def _optimizer(lesson: Lesson, config: Fit) -> torch.optim.Optimizer:
+    parameters = [p for p in lesson.parameters() if p.requires_grad]
     o = config.optimizer
     if isinstance(o, Sgd):
         return torch.optim.SGD(
@@ -99,24 +103,62 @@ def _mean_over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, 
     return dict(zip(values, reduced.tolist(), strict=True))
 
 
+@dataclass
+class _Kept:
+    """Weights beside those being trained: their running average, and the best seen on the validation split."""
+
+    average: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = -1
+    best_value: float = -math.inf
+
+    def follow(self, lesson: Lesson, decay: float, step: int) -> None:
+        """Move the average towards ``lesson``; early on it moves faster, so that the start is soon forgotten."""
+        decay = min(decay, (1 + step) / (10 + step))
+        for name, value in _floats(lesson).items():
+            if name in self.average:
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name] = value.clone()
+
+
+def _floats(lesson: Lesson) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in lesson.state_dict().items() if value.is_floating_point()}
+
+
+@contextmanager
+def _wearing(lesson: Lesson, weights: dict[str, Tensor]) -> Iterator[None]:
+    """``lesson`` with other weights (none: its own) while the block lasts."""
+    own = {name: value.clone() for name, value in _floats(lesson).items()} if weights else {}
+    if weights:
+        lesson.load_state_dict(weights, strict=False)
+    try:
+        yield
+    finally:
+        if own:
+            lesson.load_state_dict(own, strict=False)
+
+
 def fit(
-    model: nn.Module,
+    lesson: Lesson,
     split: Split,
-    objective: Objective,
     config: Fit,
     *,
     seed: int,
     augment: Augment | None = None,
     checkpoint: Path | None = None,
+    validate: Validate | None = None,
     tick: Tick = silent,
 ) -> list[Epoch]:
-    """Train ``model`` in place on ``split``; continues from ``checkpoint`` where that file is.
+    """Train ``lesson`` in place on ``split``; continues from ``checkpoint`` where that file is.
 
-    The last incomplete batch of an epoch is left out, so that every step weighs the same.
+    The last incomplete batch of an epoch is left out, so that every step weighs the same. ``validate`` is asked after
+    each epoch where ``config.early_stop`` is set; the best epoch's weights are then the ones kept.
 
     Raises:
         DataError: fewer samples than one batch.
-        ModelError: the batch can't be shared by the processes, or the loss is no longer finite.
+        ModelError: the batch can't be shared by the processes, there is nothing to validate on, or a term is no longer
+            finite, or explodes; the last checkpoint is then from before.
     """
     fabric = _fabric(config.precision)
     samples, world = len(split.ids), fabric.world_size
@@ -129,88 +171,190 @@ def fit(
         )
     if config.batch_size % world:
         raise ModelError(f"batch_size {config.batch_size} can't be shared by {world} processes", where="fit.batch_size")
+    if config.early_stop is not None and validate is None:
+        raise ModelError(
+            "early stopping needs a validation split, and there is none: the test split is not for choosing",
+            where="fit.early_stop",
+            hint="set the task's val_size, or leave early_stop out",
+        )
     share = config.batch_size // world
     torch.manual_seed(seed + fabric.global_rank)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, config)
+    lesson.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(lesson, config)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    wrapped, prepared = fabric.setup(model, optimizer)
+    wrapped, prepared = fabric.setup(lesson, optimizer)
     assert isinstance(prepared, torch.optim.Optimizer)
 
     history: list[Epoch] = []
-    done, sums = 0, {}  # steps done in all; sums of the terms of the current epoch
+    kept = _Kept()
+    done, sums = 0, _Sums()
     if checkpoint is not None and checkpoint.exists():
-        progress = checkpoints.load(checkpoint, model, optimizer)
-        done, sums = progress["done"], progress["sums"]
+        progress, others = checkpoints.load(checkpoint, lesson, optimizer)
+        done, sums = progress["done"], _Sums(**progress["sums"])
         fabric.strategy.precision.load_state_dict(progress["precision"])
         history = [Epoch(**epoch) for epoch in progress["history"]]
+        best_value = progress["best_value"]
+        kept = _Kept(
+            others["average"], others["best"], progress["best_epoch"], -math.inf if best_value is None else best_value
+        )
 
+    pending: checkpoints.Captured | None = None
     total, warmup = steps * config.epochs, round(config.warmup_epochs * steps)
-    while done < total:
+    augment = augment or Augment()
+    while done < total and not _stopped(config, kept, len(history)):
         epoch, start = divmod(done, steps)
         visit = order(samples, seed, epoch)
-        model.train()
+        lesson.train()
         for step in range(start, steps):
             factor = lr_factor(done, total, warmup, config.schedule)
             for group, peak in zip(prepared.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             first = step * config.batch_size + fabric.global_rank * share
+            number = view_number(augment, epoch)
             batch = _batch(split, visit[first : first + share], augment, seed, epoch, fabric.device)
-            with fabric.autocast():
-                terms = _terms(objective, wrapped, batch)
-            loss = torch.stack([term.float() for term in terms.values()]).sum()
-            prepared.zero_grad()
-            fabric.backward(loss)
-            if config.clip_norm is not None:
-                fabric.clip_gradients(wrapped, prepared, max_norm=config.clip_norm)
-            prepared.step()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach())
-            if not math.isfinite(sum(sums.values())):
-                raise ModelError(
-                    f"the loss is no longer finite at step {done + 1} of {total} ({sums})",
-                    hint="lower optimizer.lr, add warmup_epochs, or set clip_norm",
-                )
+            when = (done / steps, float(config.epochs), number)
+            for turn in range(lesson.turns):
+                lesson.turn = turn
+                terms = _terms(fabric, lesson, wrapped, batch, when, sums, f"step {done + 1} of {total}")
+                if pending is not None and checkpoint is not None:
+                    # Only now: weights that a bad step left behind show in the next loss, and must not be kept.
+                    if fabric.is_global_zero:
+                        checkpoints.write(checkpoint, pending)
+                    fabric.barrier()
+                    pending = None
+                _descend(fabric, lesson, wrapped, prepared, terms, config)
+            if config.ema is not None:
+                kept.follow(lesson, config.ema, done)
             done += 1
             if done % steps == 0:
-                means = _mean_over_processes(fabric, {name: value / steps for name, value in sums.items()})
-                history.append(Epoch(epoch + 1, sum(means.values()), means, peaks[0] * factor))
-                sums = {}
+                history.append(_closed(fabric, sums, steps, epoch, peaks[0] * factor))
+                sums = _Sums()
+                if config.early_stop is not None and validate is not None:
+                    history[-1] = _validated(fabric, lesson, history[-1], validate, kept, config)
             last = history[-1].loss if history else math.nan
-            tick(
-                done,
-                total,
-                f"epoch {epoch + 1}/{config.epochs} loss {sum(sums.values()) / (step + 1) if sums else last:.3f}",
-            )
+            note = f"loss {sums.loss() / (step + 1):.3f}" if sums.terms else f"loss {last:.3f}"
+            tick(done, total, f"epoch {epoch + 1}/{config.epochs} {note}")
             if checkpoint is not None and done < total and (done % config.checkpoint_every == 0 or done % steps == 0):
-                if fabric.is_global_zero:
-                    scaler = fabric.strategy.precision.state_dict()  # what 16-bit training has learnt of its scale
-                    state = {"done": done, "sums": sums, "history": [asdict(e) for e in history], "precision": scaler}
-                    checkpoints.save(checkpoint, model, optimizer, state)
-                fabric.barrier()
-    model.eval()
+                state = {
+                    "done": done,
+                    "sums": asdict(sums),
+                    "history": [asdict(e) for e in history],
+                    "precision": fabric.strategy.precision.state_dict(),  # what 16-bit training learnt of its scale
+                    "best_epoch": kept.best_epoch,
+                    "best_value": kept.best_value if math.isfinite(kept.best_value) else None,
+                }
+                others = {"average": kept.average, "best": kept.best}
+                pending = checkpoints.capture(lesson, optimizer, state, others)
+    chosen = kept.best if config.early_stop is not None else kept.average
+    if chosen:
+        lesson.load_state_dict(chosen, strict=False)
+    lesson.eval()
     return history
 
 
-def _terms(objective: Objective, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    try:
-        return objective(model, batch)
-    except ValueError as error:  # such as BatchNorm's, over one value a channel
-        raise ModelError(
-            f"the model can't learn from a batch of {len(batch.inputs)} ({error})", hint="set a larger batch_size"
-        ) from error
+@dataclass
+class _Sums:
+    """Sums of the terms over the epoch so far."""
+
+    terms: dict[str, float] = field(default_factory=dict)
+    unweighted: dict[str, float] = field(default_factory=dict)
+
+    def loss(self) -> float:
+        """The sum of the weighted terms."""
+        return sum(self.terms.values())
+
+    def add(self, name: str, value: float, weight: float) -> None:
+        """One step's value of one term."""
+        self.terms[name] = self.terms.get(name, 0.0) + value * weight
+        self.unweighted[name] = self.unweighted.get(name, 0.0) + value
+
+
+def _terms(
+    fabric: Fabric,
+    lesson: Lesson,
+    wrapped: nn.Module,
+    batch: Batch,
+    when: tuple[float, float, int],
+    sums: _Sums,
+    place: str,
+) -> list[Tensor]:
+    """The weighted terms of one step, all of them finite."""
+    with fabric.autocast():
+        try:
+            terms = wrapped(batch.inputs, batch.targets, batch.index, batch.partners, batch.share, when)
+        except ValueError as error:  # such as BatchNorm's, over one value a channel
+            raise ModelError(
+                f"the model can't learn from a batch of {len(batch.inputs)} ({error})", hint="set a larger batch_size"
+            ) from error
+    weights = lesson.weights(when[0], when[1])
+    for name, term in terms.items():
+        value, weight = float(term.detach()), weights.get(name, 1.0)
+        if not math.isfinite(value) or abs(value * weight) > EXPLODED:
+            what = "exploded" if math.isfinite(value) else "is no longer finite"
+            raise ModelError(
+                f"{name} {what} at {place}: {value:.6g}, with weight {weight:g}; the last good checkpoint is kept",
+                where="the loss",
+                hint="lower optimizer.lr or the term's weight, add warmup_epochs, or set clip_norm",
+            )
+        sums.add(name, value, weight)
+    return [weights.get(name, 1.0) * term.float() for name, term in terms.items()]
+
+
+def _descend(
+    fabric: Fabric,
+    lesson: Lesson,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    terms: list[Tensor],
+    config: Fit,
+) -> None:
+    """One step of the optimizer."""
+    optimizer.zero_grad()
+    fabric.backward(torch.stack(terms).sum())
+    if config.clip_norm is not None:
+        fabric.clip_gradients(wrapped, optimizer, max_norm=config.clip_norm)
+    optimizer.step()
+    lesson.after_step()
+
+
+def _closed(fabric: Fabric, sums: _Sums, steps: int, epoch: int, lr: float) -> Epoch:
+    terms = _mean_over_processes(fabric, {name: value / steps for name, value in sums.terms.items()})
+    unweighted = _mean_over_processes(fabric, {name: value / steps for name, value in sums.unweighted.items()})
+    return Epoch(epoch + 1, sum(terms.values()), terms, lr, unweighted)
+
+
+def _validated(fabric: Fabric, lesson: Lesson, epoch: Epoch, validate: Validate, kept: _Kept, config: Fit) -> Epoch:
+    """``epoch`` with its validation metric; the weights are kept where it is the best so far."""
+    assert config.early_stop is not None
+    with _wearing(lesson, kept.average):
+        value = float(fabric.broadcast(validate(lesson.model)))
+        if value > kept.best_value + config.early_stop.min_gain:
+            kept.best = {name: tensor.detach().clone() for name, tensor in lesson.state_dict().items()}
+            kept.best_epoch, kept.best_value = epoch.epoch, value
+    lesson.train()
+    return Epoch(**{**asdict(epoch), "validation": value})
+
+
+def _stopped(config: Fit, kept: _Kept, epochs: int) -> bool:
+    return (
+        config.early_stop is not None
+        and kept.best_epoch >= 0
+        and epochs - kept.best_epoch >= config.early_stop.patience
+    )
 
 
 def _batch(
-    split: Split, index: NDArray[np.int64], augment: Augment | None, seed: int, epoch: int, device: torch.device
+    split: Split, index: NDArray[np.int64], augment: Augment, seed: int, epoch: int, device: torch.device
 ) -> Batch:
-    inputs = split.read(index)
-    if augment is not None:
-        inputs = augmented(inputs, index, len(split.ids), augment, seed, epoch)
+    targets = split.targets
+    seen = view(split, index, augment, seed, epoch)
+    partners = None if seen.partners is None else torch.from_numpy(targets[seen.partners].astype(np.int64)).to(device)
     return Batch(
-        torch.from_numpy(inputs).to(device, memory_format=torch.channels_last),
-        torch.from_numpy(split.targets[index].astype(np.int64)).to(device),
+        torch.from_numpy(seen.inputs).to(device, memory_format=torch.channels_last),
+        torch.from_numpy(targets[index].astype(np.int64)).to(device),
         torch.from_numpy(index).to(device),
+        partners,
+        None if seen.share is None else torch.from_numpy(seen.share).to(device),
     )
 
 

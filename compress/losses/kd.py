@@ -9,44 +9,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from edgewise.config import Config
+from edgewise.compress.losses.base import Batch, LogitLoss, Outputs, same_shape
+from edgewise.compress.schedule import Temperature, Value
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from edgewise.compress.losses.base import Batch, Outputs
+    from torch import Tensor, nn
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Scalar loss of ``student_logits`` (N, K) against ``teacher_logits`` (N, K), in float32.
+def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """Scalar loss of logits ``student`` (N, K) against ``teacher`` (N, K), in float32.
 
     Raises:
         ValueError: the two shapes differ.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ"
-        )
-    student = (student_logits.float() / temperature).log_softmax(dim=1)
-    teacher = (teacher_logits.float() / temperature).log_softmax(dim=1)
-    divergence = (teacher.exp() * (teacher - student)).sum(dim=1).mean()
+    ours, theirs = same_shape(student, teacher)
+    ours, theirs = (ours / temperature).log_softmax(dim=-1), (theirs / temperature).log_softmax(dim=-1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1).mean()
     # Gradients of softened logits shrink as 1/T^2; this keeps the balance with cross-entropy when T changes.
     return divergence * temperature**2
 
 
-class KD(Config):
+class KD(LogitLoss):
     """Logit distillation with temperature."""
 
     kind: Literal["kd"] = "kd"
-    weight: float = Field(0.9, ge=0)
-    temperature: float = Field(4.0, gt=0)
+    weight: Value = 0.9
+    temperature: Temperature = 4.0
 
-    def taps(self) -> tuple[str, ...]:
-        """Layers whose outputs the loss needs, beside the logits."""
-        return ()
-
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, learner: nn.Module | None) -> Tensor:
         """The unweighted loss."""
-        return kd_loss(student.logits, teacher.logits, temperature=self.temperature)
+        return kd_loss(*self.logits(student, teacher), temperature=batch.at(self.temperature))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,19 @@ class Split(Protocol):
 
     def read(self, index: Int) -> Float:
         """Preprocessed inputs (len(index), C, H, W)."""
+
+
+@runtime_checkable
+class PixelSplit(Split, Protocol):
+    """A split whose inputs are (pixels / 255 - mean) / std, which RandAugment must know to work on pixels."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """One value a channel, or one for all; of pixels scaled to 0..1."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """As ``mean``."""
 
 
 def accuracy(outputs: Float, targets: Int) -> Float:

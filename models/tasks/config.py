@@ -5,17 +5,58 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from edgewise.config import Config
 from edgewise.models.config import IMPORT_PATH
 
 
+class RandAugment(Config):
+    """RandAugment (arXiv 1909.13719): a few of 14 operations on each image, drawn at random, all of one strength."""
+
+    ops: int = Field(2, ge=1, description="operations on each image, drawn with replacement")
+    magnitude: float = Field(
+        9.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="strength; 10 is AutoAugment's largest, which torchvision calls 30",
+    )
+
+
 class Augment(Config):
-    """Training-time augmentation, drawn per sample from (seed, epoch, sample), so it does not depend on batching."""
+    """Training-time augmentation, drawn per sample from (seed, view, sample), so it does not depend on batching."""
 
     crop: int = Field(0, ge=0, description="pad by so many zero pixels on each side, then crop back at random")
     flip: bool = False
+    randaugment: RandAugment | None = Field(None, description="before crop and flip, on 8-bit pixels")
+    mixup: float = Field(
+        0.0, ge=0, le=100, allow_inf_nan=False, description="alpha of Beta(alpha, alpha), arXiv 1710.09412; 0: off"
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="as mixup, arXiv 1905.04899; with both, each sample gets one of them, by a fair coin",
+    )
+    mix_chance: float = Field(1.0, gt=0, le=1, description="the part of the samples that mixup and cutmix change")
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="epoch e shows view e modulo this number, so a teacher's answers can be kept; none: always new",
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """True where a sample may hold a part of another one."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @model_validator(mode="after")
+    def _has_something_to_mix(self) -> Augment:
+        if self.mix_chance < 1 and not self.mixes:
+            raise ValueError("mix_chance without mixup or cutmix changes nothing: set mixup or cutmix, or leave it out")
+        return self
 
 
 class Digits(Config):
@@ -47,6 +88,7 @@ class ImageFolder(Config):
     size: int = Field(224, ge=8, description="height and width after resizing the short side and a centre crop")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    val_size: int = Field(0, ge=0, description="training images held out for validation, where there is no val folder")
     augment: Augment = Augment()
 
 

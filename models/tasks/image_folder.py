@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgewise.errors import DataError
-from edgewise.models.tasks.arrays import check_per_channel
-from edgewise.models.tasks.base import Float, Int, Split, Task
+from edgewise.models.tasks.arrays import check_per_channel, spread
+from edgewise.models.tasks.base import Float, Int, Task
 from edgewise.models.tasks.config import ImageFolder
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -47,7 +47,8 @@ def load_image_folder(config: ImageFolder) -> Task:
     """Classes are the folder names under ``train``, sorted; images are made RGB.
 
     Raises:
-        DataError: a split or class folder is missing or empty, or a link leads out of the folder.
+        DataError: a split or class folder is missing or empty, a link leads out of the folder, or ``val_size`` is set
+            beside a val folder or leaves too few training images.
     """
     root = config.path
     if not root.is_dir():
@@ -55,9 +56,11 @@ def load_image_folder(config: ImageFolder) -> Task:
     for name, values in (("mean", config.mean), ("std", config.std)):
         check_per_channel(name, values, 3, str(root))
     present = [name for name in ("train", "val", "test") if name != "val" or (root / name).is_dir()]
+    if config.val_size and "val" in present:
+        raise DataError("val_size is set, but there is a val folder", where=str(root), hint="leave val_size out")
     found = {name: list_images(root, name) for name in present}
     classes = tuple(sorted(found["train"]))
-    splits: dict[str, Split] = {}
+    splits: dict[str, Files] = {}
     for name, by_class in found.items():
         unknown = sorted(set(by_class) - set(classes))
         if unknown:
@@ -70,7 +73,22 @@ def load_image_folder(config: ImageFolder) -> Task:
         ids = tuple(image for image, _ in pairs)
         targets = np.array([target for _, target in pairs], np.int64)
         splits[name] = Files(root, ids, targets, config.size, config.mean, config.std)
+    if config.val_size:
+        splits["train"], splits["val"] = _hold_out(splits["train"], config.val_size)
     return Task(root.resolve().name, classes, (3, config.size, config.size), splits, config.augment)
+
+
+def _hold_out(train: Files, count: int) -> tuple[Files, Files]:
+    """Training and validation images: the latter at fixed places, each class by its share."""
+    total = len(train.ids)
+    if count > total - 2:
+        raise DataError(f"val_size {count} leaves too little of {total} training images", where=str(train.root))
+    held_out = spread(train.targets, count)
+    left, val = (
+        replace(train, ids=tuple(train.ids[place] for place in places), targets=train.targets[places])
+        for places in (np.setdiff1d(np.arange(total), held_out), held_out)
+    )
+    return left, val
 
 
 def list_images(root: Path, split: str) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from edgewise.models.tasks.base import Split, Task
 from edgewise.models.tasks.config import Arrays, Digits, ImageFolder, TaskConfig, TaskFactory
 from edgewise.models.tasks.digits import PERIOD, load_digits
 from edgewise.models.tasks.image_folder import list_images, load_image_folder
+from edgewise.models.tasks.randaugment import pixel_scale
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -49,6 +50,8 @@ def check_task(task: Task, where: str) -> None:
         raise DataError("two classes have the same name", where=where)
     for name, split in task.splits.items():
         _check_split(split, task, f"{where} ({name})")
+    if task.augment.randaugment is not None:
+        pixel_scale(task.splits["train"], task.input_shape[0])
 
 
 def fingerprint(config: TaskConfig) -> str:

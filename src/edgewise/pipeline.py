@@ -22,7 +22,8 @@ from edgewise.errors import ArtifactError, ContractError, EdgewiseError, RecipeE
 from edgewise.models.tasks.base import Task
 from edgewise.plan import Step, plan
 from edgewise.recipe import Recipe
-from edgewise.stages import Work, convert
+from edgewise.stages.ship import convert
+from edgewise.stages.work import Work
 
 if TYPE_CHECKING:
     from edgewise.bench.gate import Verdict
@@ -111,7 +112,9 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
             if made is None:
                 console.stage(step.name)
                 parents = {role: done[name] for role, name in step.parents.items()}
-                work = partial(Work, recipe, step.config, task, parents, tick=console.tick)
+                work = partial(
+                    Work, recipe, step.config, task, parents, cache=out / "cache", tick=console.tick, note=console.line
+                )
                 made = _train_along(step, key, root, work, rank) if rank else _make(step, key, root, work, parents)
             done[step.name] = made
             seconds = time.monotonic() - started
@@ -200,7 +203,7 @@ def _train_along(step: Step, key: str, root: Path, work: Callable[..., Work], ra
     if step.trains:
         shared = folder.with_suffix(".partial") / "scratch"
         with artifact.workplace(root / f".rank{rank}", step.name, key) as (payload, own):
-            scratch = shared if (shared / "checkpoint.safetensors").exists() else own
+            scratch = shared if shared.exists() and any(shared.iterdir()) else own
             step.work(work(payload=payload, scratch=scratch))
         shutil.rmtree(root / f".rank{rank}", ignore_errors=True)
     while True:  # torchrun ends this process if the first one fails

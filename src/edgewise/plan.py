@@ -12,21 +12,47 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgewise import artifact, stages
-from edgewise.compress.config import Distill, Prune, Quantize, Train
+from edgewise import artifact
+from edgewise.compress.config import (
+    Assistant,
+    BornAgain,
+    DataFree,
+    Distill,
+    EmaTeacher,
+    Inherit,
+    Mutual,
+    Offline,
+    Online,
+    Prune,
+    Quantize,
+    SelfDistill,
+    Train,
+)
+from edgewise.compress.losses import Custom
 from edgewise.config import Config
 from edgewise.deploy.config import Precision, RuntimeName
 from edgewise.errors import RecipeError
 from edgewise.models.config import ModelFactory
 from edgewise.recipe import Recipe
-from edgewise.stages import Stage
+from edgewise.stages import ship, shrink, teach
+from edgewise.stages.work import Stage
 
 WORK: dict[type[Config], Stage] = {
-    Train: stages.train,
-    Prune: stages.prune,
-    Distill: stages.distill,
-    Quantize: stages.quantize,
+    Train: teach.train,
+    Inherit: teach.inherit,
+    Prune: shrink.prune,
+    Distill: teach.distill,
+    Assistant: teach.assistant,
+    DataFree: teach.data_free,
+    Online: teach.online,
+    Mutual: teach.mutual,
+    SelfDistill: teach.self_distill,
+    BornAgain: teach.born_again,
+    EmaTeacher: teach.ema_teacher,
+    Quantize: shrink.quantize,
 }
+# Stages with a teacher beside the model they work on; an assistant has a model of its own.
+TAUGHT = (Inherit, Distill, DataFree, Online)
 # The libraries whose versions decide a result.
 TORCH = ("torch", "numpy", "pillow", "lightning-fabric")
 LIBRARIES: dict[type[Config], tuple[str, ...]] = {Prune: ("torch-pruning",), Quantize: ("nncf",)}
@@ -107,16 +133,24 @@ def plan(recipe: Recipe) -> list[Step]:
         return add(name, work, config, parents, libraries, **data, **_inputs(recipe, config))
 
     calibration = {"calibration_samples": recipe.deploy.calibration_samples}
-    samples = add("samples", stages.samples, calibration, {}, ("numpy", "pillow"), **data)
+    samples = add("samples", ship.samples, calibration, {}, ("numpy", "pillow"), **data)
     # The student comes first: its mistakes are told before the teacher is trained.
-    student = add_model("student", stages.source, recipe.student, {}) if recipe.student else None
-    teacher = add_model("teacher", stages.source, recipe.teacher, {})
-    float_model, quantized = student or teacher, None
+    student = add_model("student", teach.source, recipe.student, {}) if recipe.student else None
+    teacher = add_model("teacher", teach.source, recipe.teacher, {})
+    float_model, quantized, master = student or teacher, None, teacher
     for number, stage in enumerate(recipe.stages, start=1):
-        parents = {"model": float_model, "teacher": teacher} if isinstance(stage, Distill) else {"model": float_model}
-        made = add_model(f"{number}-{stage.kind}", WORK[type(stage)], stage, parents)
+        name = f"{number}-{stage.kind}"
+        parents = {} if isinstance(stage, Assistant) else {"model": float_model}
+        if isinstance(stage, (*TAUGHT, Assistant)):
+            parents["teacher"] = master
+        if isinstance(stage, Offline) and stage.ensemble:
+            for place, source in enumerate(stage.ensemble.teachers, start=2):
+                parents[f"teacher-{place}"] = add_model(f"{name}-teacher-{place}", teach.source, source, {})
+        made = add_model(name, WORK[type(stage)], stage, parents)
         if isinstance(stage, Quantize):
             quantized = made
+        elif isinstance(stage, Assistant):
+            master = made
         else:
             float_model = made
 
@@ -126,11 +160,11 @@ def plan(recipe: Recipe) -> list[Step]:
     models = {"teacher": teacher, "student": float_model, "quantized": quantized}
     for form in dict.fromkeys(form for file in files for form in file.exports):
         config = {"form": form, "half": half and form != "teacher"}
-        add(f"export-{form}", stages.export, config, {"model": models[form] or float_model}, EXPORT)
+        add(f"export-{form}", ship.export, config, {"model": models[form] or float_model}, EXPORT)
     for file in files:
         config = {"runtime": file.runtime, "precision": file.precision}
         parents = {"samples": samples, "model": file.against, **{form: f"export-{form}" for form in file.exports}}
-        add(file.name, stages.convert, config, parents, CONVERT[file.runtime])
+        add(file.name, ship.convert, config, parents, CONVERT[file.runtime])
     _add_measure(steps, recipe, [file for file in files if file.runtime != "tensorrt"])
     return steps
 
@@ -147,7 +181,7 @@ def _add_measure(steps: list[Step], recipe: Recipe, files: list[Wanted]) -> None
     }
     needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
     versions = {**artifact.versions(), **runtime_versions()}
-    steps.append(Step("measure", stages.measure, config, {name: name for name in needed}, versions, {}))
+    steps.append(Step("measure", ship.measure, config, {name: name for name in needed}, versions, {}))
 
 
 def wanted_files(recipe: Recipe, teacher: str, float_model: str, quantized: str | None) -> list[Wanted]:
@@ -187,6 +221,11 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
         from edgewise.models.factory import source_digest
 
         found["factory"] = source_digest(config.model.factory)
+    for loss in getattr(config, "losses", ()):
+        if isinstance(loss, Custom):
+            from edgewise.models.factory import source_digest
+
+            found[loss.loss] = source_digest(loss.loss)
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":  # BatchNorm takes its statistics over each process's share of the batch
         found["processes"] = processes

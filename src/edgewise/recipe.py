@@ -7,25 +7,11 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from edgewise.bench.config import Bench, Budget
-from edgewise.compress.config import Fit, Prune, Quantize, StageConfig
+from edgewise.compress.config import Fit, Prune, Quantize, Source, StageConfig
 from edgewise.config import Config
 from edgewise.deploy.config import Deploy
 from edgewise.models.config import ModelConfig
 from edgewise.models.tasks.config import TaskConfig
-
-
-class Source(Config):
-    """A model and where its weights come from: a file, training on labels, or a file fine-tuned on labels."""
-
-    model: ModelConfig
-    weights: Path | None = Field(None, description=".pth, .pt or .safetensors; tensors only, code in it is refused")
-    train: Fit | None = None
-
-    @model_validator(mode="after")
-    def _has_weights(self) -> Source:
-        if self.weights is None and self.train is None:
-            raise ValueError("give weights, or train, or both: an untrained model teaches nothing")
-        return self
 
 
 class Student(Config):
@@ -58,6 +44,8 @@ class Recipe(Config):
         kinds = [stage.kind for stage in self.stages]
         if kinds.count("quantize") > 1 or "quantize" in kinds[:-1]:
             raise ValueError("stages: quantize comes once, and last: pruning or training would undo its ranges")
+        if self.student is None and "inherit" in kinds:
+            raise ValueError("stages: inherit copies the teacher's layers into a student, and there is no student")
         wants_int8 = [t.runtime for t in self.deploy.targets if "int8" in t.precisions]
         if wants_int8 and "quantize" not in kinds:
             raise ValueError(f"deploy.targets: int8 for {', '.join(wants_int8)} needs a quantize stage at the end")

@@ -17,9 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgewise.compress.config import AdamW, Distill, Fit, Sgd
-from edgewise.compress.distill import distill
-from edgewise.compress.losses import KD, AttentionTransfer
+from edgewise.compress.config import AdamW, EarlyStop, Fit, Sgd
 from edgewise.compress.train import Epoch, evaluate, fit, labels_only, lr_factor, order
 from edgewise.errors import ArtifactError, DataError, ModelError
 from edgewise.models.tasks.config import Augment
@@ -61,7 +59,7 @@ def train(model: nn.Module, config: Fit, checkpoint: Path | None = None, stop_at
             raise KeyboardInterrupt
 
     augment = Augment(crop=1, flip=True)
-    return fit(model, blobs(), labels_only(0.0), config, seed=3, augment=augment, checkpoint=checkpoint, tick=tick)
+    return fit(labels_only(model), blobs(), config, seed=3, augment=augment, checkpoint=checkpoint, tick=tick)
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
@@ -112,9 +110,76 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
         train(net(), config, file)
 
 
-def test_a_loss_that_explodes_is_told_with_the_mend() -> None:
-    with pytest.raises(ModelError, match=r"no longer finite.*\n.*lower optimizer.lr"):
-        train(net(), Fit(epochs=5, batch_size=32, optimizer=Sgd(lr=1e30)))
+@pytest.mark.parametrize(("lr", "told"), [(1e30, "cross_entropy"), (3e4, "cross_entropy exploded")])
+def test_a_loss_that_explodes_is_named_and_the_last_good_checkpoint_stays(tmp_path: Path, lr: float, told: str) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    good = Fit(epochs=5, batch_size=32, optimizer=Sgd(lr=0.01), checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(net(), good, file, stop_at=5)
+    bad = good.model_copy(update={"optimizer": Sgd(lr=lr)})
+    with pytest.raises(ModelError, match=rf"{told}(.|\n)*lower optimizer.lr"):
+        train(net(), bad.model_copy(update={"epochs": 50}), file)
+    healthy = net()
+    history = train(healthy, good, file)  # goes on from where it was still well
+    assert len(history) == 5
+    assert all(torch.isfinite(value).all() for value in weights(healthy))
+
+
+def test_the_kept_average_follows_the_formula_and_survives_a_kill(tmp_path: Path) -> None:
+    seen: list[list[torch.Tensor]] = []
+    config = Fit(epochs=3, batch_size=32, optimizer=Sgd(lr=0.05), ema=0.9, checkpoint_every=2)
+    watched = net()
+
+    def tick(done: int, total: int, note: str) -> None:
+        seen.append(weights(watched))
+
+    fit(labels_only(watched), blobs(), config, seed=3, augment=Augment(crop=1, flip=True), tick=tick)
+    average = seen[0]
+    for step, now in enumerate(seen[1:], start=1):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [
+            decay * old + (1 - decay) * new if new.is_floating_point() else new
+            for old, new in zip(average, now, strict=True)
+        ]
+    for kept, expected in zip(weights(watched), average, strict=True):
+        torch.testing.assert_close(kept, expected)
+    file = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(net(), config, file, stop_at=6)
+    resumed = net(seed=99)
+    train(resumed, config, file)
+    assert same(weights(resumed), weights(watched))
+
+
+def test_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
+    told = [0.3, 0.5, 0.4, 0.45, 0.9]
+    at_epoch: list[list[torch.Tensor]] = []
+
+    def validate(model: nn.Module) -> float:
+        at_epoch.append(weights(model))
+        return told[len(at_epoch) - 1]
+
+    config = Fit(epochs=9, batch_size=32, optimizer=Sgd(lr=0.05), early_stop=EarlyStop(patience=2))
+    model = net()
+    history = fit(labels_only(model), blobs(), config, seed=3, validate=validate)
+    assert [epoch.validation for epoch in history] == told[:4]
+    assert same(weights(model), at_epoch[1])
+    file, resumed = tmp_path / "checkpoint.safetensors", net()
+
+    def killed(done: int, total: int, note: str) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    at_epoch.clear()
+    with pytest.raises(KeyboardInterrupt):
+        fit(labels_only(net()), blobs(), config, seed=3, validate=validate, checkpoint=file, tick=killed)
+    assert fit(labels_only(resumed), blobs(), config, seed=3, validate=validate, checkpoint=file) == history
+    assert same(weights(resumed), weights(model))
+
+
+def test_early_stopping_without_a_validation_split_is_refused() -> None:
+    with pytest.raises(ModelError, match="needs a validation split"):
+        train(net(), Fit(batch_size=32, early_stop=EarlyStop()))
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
@@ -144,34 +209,6 @@ def test_mixed_precision_stays_close_to_float32() -> None:
     assert mixed[-1].loss != plain[-1].loss
 
 
-def test_distillation_leaves_the_teacher_alone_and_follows_it() -> None:
-    teacher, student = net(seed=1, width=8), net(seed=2)
-    train(teacher, Fit(epochs=4, batch_size=32, optimizer=Sgd(lr=0.05)))
-    before = weights(teacher)
-    teacher.train()  # distill must not trust the caller's mode: BatchNorm would drift
-    losses = (KD(weight=1.0, temperature=2.0), AttentionTransfer(kind="attention_transfer", weight=10.0, layers=("2",)))
-    config = Distill(kind="distill", fit=Fit(epochs=12, batch_size=32, optimizer=Sgd(lr=0.05)), losses=losses)
-    history = distill(student, teacher, blobs(), config, seed=0)
-    assert same(weights(teacher), before)
-    assert set(history[0].terms) == {"kd", "1.attention_transfer", "cross_entropy"}
-    assert history[-1].terms["kd"] < 0.5 * history[0].terms["kd"]
-    agree = (evaluate(student, blobs()).argmax(1) == evaluate(teacher, blobs()).argmax(1)).mean()
-    assert agree > 0.9
-
-
-def test_distillation_mistakes_are_named() -> None:
-    model = net()
-    config = Distill(kind="distill", fit=Fit(batch_size=32))
-    with pytest.raises(ModelError, match="teacher itself"):
-        distill(model, model, blobs(), config, seed=0)
-    lost = config.model_copy(update={"losses": (AttentionTransfer(kind="attention_transfer", layers=("layr1",)),)})
-    with pytest.raises(ModelError, match="no layer 'layr1'"):
-        distill(model, net(), blobs(), lost, seed=0)
-    idle = config.model_copy(update={"losses": (), "cross_entropy": 0.0})
-    with pytest.raises(ModelError, match="nothing to learn from"):
-        distill(model, net(), blobs(), idle, seed=0)
-
-
 RUN = """
     import json, sys
     import numpy as np, torch
@@ -192,7 +229,7 @@ RUN = """
     # LayerNorm, not BatchNorm: statistics over half a batch are not those over the whole.
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 4))
     config = Fit(epochs=5, batch_size=16, optimizer=Sgd(lr=0.1), clip_norm=0.5, warmup_epochs=1)
-    history = fit(model, Noise(), labels_only(0.1), config, seed=1, augment=Augment(crop=1, flip=True))
+    history = fit(labels_only(model, 0.1), Noise(), config, seed=1, augment=Augment(crop=1, flip=True))
     import os
     if os.environ.get("RANK", "0") == "0":
         with open(sys.argv[1], "w") as file:

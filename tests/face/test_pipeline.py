@@ -32,7 +32,7 @@ stages:
     fit: {epochs: 2, batch_size: 64, optimizer: {kind: adamw, lr: 0.01}, checkpoint_every: 3}
     losses:
       - {kind: kd, weight: 0.9, temperature: 4.0}
-      - {kind: attention_transfer, layers: [layer1, layer3]}
+      - {kind: at, layers: [layer1, layer3]}
   - kind: quantize
     calibration_samples: 64
     fit: {epochs: 1, batch_size: 64, optimizer: {kind: sgd, lr: 0.001}, checkpoint_every: 3}

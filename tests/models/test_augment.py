@@ -1,12 +1,13 @@
-"""Augmentation: the draws belong to (seed, epoch, sample), not to the batch."""
+"""Augmentation: the draws belong to (seed, view, sample), not to the batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from edgewise.models.tasks.augment import augment
-from edgewise.models.tasks.base import Float
+from edgewise.models.tasks.arrays import Pixels
+from edgewise.models.tasks.augment import augment, view, view_number
+from edgewise.models.tasks.base import Float, Int
 from edgewise.models.tasks.config import Augment
 
 TOTAL = 500
@@ -72,3 +73,59 @@ def test_input_is_left_alone_and_nothing_asked_is_nothing_done() -> None:
     assert out.dtype == np.float32
     assert out.shape == batch.shape
     assert augment(batch, index, TOTAL, Augment(), 0, 0) is batch
+
+
+@pytest.mark.parametrize("config", [Augment(crop=2), Augment(flip=True), BOTH, Augment(crop=9, flip=True)])
+def test_draws_are_the_ones_of_earlier_versions(config: Augment) -> None:
+    """The stream written out again: flips first, then offsets; padding, cutting and mirroring one image at a time."""
+    generator = np.random.default_rng([7, 3])
+    flips = generator.random(TOTAL) < 0.5
+    offsets = generator.integers(0, 2 * config.crop + 1, size=(TOTAL, 2))
+    index = np.random.default_rng(0).permutation(TOTAL)[:80]
+    source = images(index)
+    pad = config.crop
+    for got, image, place in zip(augment(source, index, TOTAL, config, 7, 3), source, index, strict=True):
+        top, left = offsets[place]
+        expected = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))[:, top : top + 6, left : left + 7]
+        assert np.array_equal(got, expected[:, :, ::-1] if config.flip and flips[place] else expected)
+
+
+class ReadOnly:
+    """A user's split: no more than the protocol asks for."""
+
+    ids = tuple(map(str, range(TOTAL)))
+    targets = np.arange(TOTAL) % 3
+
+    def read(self, index: Int) -> Float:
+        return images(index)
+
+
+def test_a_view_is_what_was_read_augmented() -> None:
+    index = np.array([4, 400, 17])
+    got = view(ReadOnly(), index, BOTH, seed=2, epoch=5)
+    assert np.array_equal(got.inputs, augment(images(index), index, TOTAL, BOTH, 2, 5))
+    assert got.partners is None
+    assert got.share is None
+    assert np.array_equal(view(ReadOnly(), index, Augment(), 0, 0).inputs, images(index))
+
+
+@pytest.mark.parametrize("config", [BOTH, Augment(crop=9), Augment(flip=True)])
+@pytest.mark.parametrize("count", [1, 32, 77])
+def test_pixels_in_memory_give_the_same_view(config: Augment, count: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (TOTAL, 3, 6, 7), np.uint8)
+    split = Pixels(ReadOnly.ids, ReadOnly.targets, pixels, (0.4,), (0.3,))
+    index = np.random.default_rng(count).permutation(TOTAL)[:count]
+    expected = augment(split.read(index), index, TOTAL, config, 3, 1)
+    assert np.array_equal(view(split, index, config, 3, 1).inputs, expected)
+
+
+def test_views_come_again_after_their_number() -> None:
+    config = BOTH.model_copy(update={"views": 3})
+    index = np.arange(30)
+    shown = [view(ReadOnly(), index, config, 1, epoch).inputs for epoch in range(7)]
+    for epoch, inputs in enumerate(shown):
+        assert np.array_equal(inputs, view(ReadOnly(), index, BOTH, 1, epoch % 3).inputs)
+        assert view_number(config, epoch) == epoch % 3
+        assert view_number(BOTH, epoch) == epoch
+        assert view_number(Augment(), epoch) == 0
+    assert not np.array_equal(shown[0], shown[1])

@@ -143,3 +143,23 @@ def test_the_fingerprint_follows_names_sizes_and_times(folder: Path) -> None:
     assert fingerprint(config(folder)) not in (first, touched)
     with pytest.raises(DataError, match="no such folder"):
         fingerprint(config(folder / "none"))
+
+
+def test_validation_images_are_held_out_at_fixed_places_alike_in_classes(folder: Path) -> None:
+    for label in ("cat", "dog"):
+        for number in range(2, 10):
+            picture(folder / "train" / label / f"{number}.png", seed=number)
+    whole = load_task(config(folder)).splits["train"]
+    first, again = (load_task(config(folder, val_size=4)).splits for _ in range(2))
+    train, val = first["train"], first["val"]
+    assert (len(train.ids), len(val.ids)) == (16, 4)
+    assert sorted((*train.ids, *val.ids)) == sorted(whole.ids)
+    assert val.targets.tolist() == [0, 0, 1, 1]
+    assert train.targets.tolist() == [0] * 8 + [1] * 8
+    assert again["val"].ids == val.ids
+    assert np.array_equal(val.read(np.array([2])), whole.read(np.array([whole.ids.index(val.ids[2])])))
+    with pytest.raises(DataError, match="val_size 19 leaves too little of 20"):
+        load_task(config(folder, val_size=19))
+    picture(folder / "val/cat/0.png")
+    with pytest.raises(DataError, match="val_size is set, but there is a val folder"):
+        load_task(config(folder, val_size=4))

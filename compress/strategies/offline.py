@@ -1,0 +1,213 @@
+"""Offline distillation: a frozen teacher (or several), a student, labels, and any of the losses on the same view.
+
+    L = w_ce * CE(z_s, y) + sum over losses of weight * loss(student, teacher)
+
+Hinton, Vinyals, Dean, arXiv 1503.02531. Several teachers: their answers are averaged, features come from the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgewise.compress.config import Fit, Lessons, Offline
+from edgewise.compress.lesson import Lesson, label_loss
+from edgewise.compress.losses.base import Batch
+from edgewise.compress.schedule import value_at
+from edgewise.compress.signals import Signals
+from edgewise.compress.taps import tapped
+from edgewise.compress.train import Epoch, Validate, fit
+from edgewise.errors import ModelError
+from edgewise.models.tasks.base import Split
+from edgewise.models.tasks.config import Augment
+from edgewise.progress import Tick, silent
+
+if TYPE_CHECKING:
+    from edgewise.compress.cache import TeacherCache
+
+Answer = tuple[Tensor, Mapping[str, Tensor]]
+"""Logits (N, K) and the tapped features by layer."""
+
+OpenCache = Callable[[int, Mapping[str, tuple[int, ...]]], "TeacherCache | None"]
+"""``(place of the teacher, shapes of its tapped layers) -> its cache``, or None to ask it live."""
+
+KEPT = "teacher_right"
+"""Not a term to learn from: the part of the samples that the teacher gets right, logged beside them."""
+
+
+class Taught(Lesson):
+    """A student with its labels and its teachers' signals."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        signals: Signals,
+        config: Lessons,
+        *,
+        label_smoothing: float,
+        features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+        caches: Sequence[TeacherCache | None],
+    ) -> None:
+        super().__init__(student)
+        self.signals = signals
+        self.config = config
+        self.label_smoothing = label_smoothing
+        self.teachers, self.features, self.caches = tuple(teachers), features, tuple(caches)
+        self.mean, self.shares = _mean(config, len(teachers))
+        # What "balance" measured at the first batch; NaN until then. A buffer, so that a resumed run keeps it.
+        self.register_buffer("scales", torch.full((len(signals.losses),), math.nan))
+        self.scales: Tensor
+
+    def weights(self, epoch: float, epochs: float) -> dict[str, float]:
+        """The recipe's, with the labels alone at first where it says so."""
+        alone = epoch < self.config.label_only_epochs
+        found = {
+            name: 0.0 if alone else value_at(loss.weight, epoch, epochs) for name, loss in self.signals.losses.items()
+        }
+        labels = 1.0 if alone else value_at(self.config.cross_entropy, epoch, epochs)
+        return {**found, "cross_entropy": labels, KEPT: 0.0}
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """One term a loss with a weight at this time, and the labels'."""
+        weights = self.weights(batch.epoch, batch.epochs)
+        active = [name for name in self.signals.losses if weights[name] > 0]
+        logits = self.model(batch.inputs)
+        terms: dict[str, Tensor] = {}
+        if active:
+            answers = [self._ask(place, batch) for place in range(len(self.teachers))]
+            for answer, _ in answers:
+                check_classes(logits, answer)
+            taught = [answer for answer, _ in answers]
+            terms = self.signals(
+                (logits, self.features[0]),
+                (taught, answers[0][1]),
+                batch,
+                active=active,
+                wrong=self.config.teacher_wrong,
+                mean=self.mean,
+                shares=self.shares,
+            )
+            if self.config.teacher_wrong != "none":
+                terms[KEPT] = (taught[0].argmax(dim=1) == batch.targets).float().mean()
+        if weights["cross_entropy"] > 0 or not terms:
+            terms["cross_entropy"] = label_loss(logits, batch, self.label_smoothing)
+        return self._balanced(terms) if self.config.balance == "gradient" else terms
+
+    def _ask(self, place: int, batch: Batch) -> Answer:
+        """A teacher's answers to the batch, read from its cache where they are there."""
+        teacher, cache = self.teachers[place], self.caches[place]
+        layers = self.signals.teacher_layers if place == 0 else ()
+        rows = batch.index.cpu().numpy() if cache is not None else np.empty(0, np.int64)
+        if cache is not None and (held := cache.get(batch.view, rows)) is not None:
+            device = batch.inputs.device
+            return held[0].to(device), {n: f.to(device) for n, f in zip(layers, held[1], strict=True)}
+        if next(teacher.parameters(), batch.inputs).device != batch.inputs.device:
+            teacher.to(batch.inputs.device)
+        with torch.no_grad():
+            logits = teacher(batch.inputs)
+        features = {name: self.features[1][name] for name in layers}
+        if cache is not None:
+            kept = cache.put(batch.view, rows, logits.float(), tuple(feature.float() for feature in features.values()))
+            return kept[0].to(logits.device), {n: f.to(logits.device) for n, f in zip(layers, kept[1], strict=True)}
+        return logits, features
+
+    def _balanced(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each loss scaled so that its gradient in the student was as long as cross-entropy's when it first came."""
+        for place, name in enumerate(self.signals.losses):
+            if name in terms and self.training and torch.isnan(self.scales[place]):
+                if "cross_entropy" not in terms:
+                    break
+                ours, labels = (self._gradient_norm(terms[n]) for n in (name, "cross_entropy"))
+                self.scales[place] = labels / ours if ours > 0 else 1.0
+        scales = dict(zip(self.signals.losses, self.scales.tolist(), strict=True))
+        return {n: term * scales[n] if math.isfinite(scales.get(n, math.nan)) else term for n, term in terms.items()}
+
+    def _gradient_norm(self, term: Tensor) -> float:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        return math.sqrt(sum(float(gradient.float().pow(2).sum()) for gradient in found if gradient is not None))
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | Sequence[nn.Module],
+    split: Split,
+    config: Lessons,
+    *,
+    seed: int,
+    run: Fit | None = None,
+    augment: Augment | None = None,
+    open_cache: OpenCache | None = None,
+    checkpoint: Path | None = None,
+    validate: Validate | None = None,
+    tick: Tick = silent,
+) -> list[Epoch]:
+    """Train ``student`` in place. Teachers are put in evaluation mode and get no gradient.
+
+    ``run`` is the training run where ``config`` has none of its own called ``fit``.
+
+    Raises:
+        ModelError: a tapped layer is missing, a loss can't be computed, or student and teacher answer with different
+            shapes.
+    """
+    teachers = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
+    run = run or getattr(config, "fit", None) or Fit()
+    if any(one is student for one in teachers):
+        raise ModelError("the student is the teacher itself: evaluation mode would freeze it", hint="pass a copy")
+    freeze(teachers, student)
+    torch.manual_seed(seed)  # adapters start at random
+    shape = split.read(np.zeros(1, np.int64)).shape[1:]
+    signals = Signals(config.losses, student, teachers[0], input_shape=shape, samples=len(split.ids))
+    wanted = [signals.teacher_shapes, *({} for _ in teachers[1:])]
+    caches = [open_cache(place, shapes) if open_cache else None for place, shapes in enumerate(wanted)]
+    with ExitStack() as stack:
+        ours = stack.enter_context(tapped(student, signals.student_layers))
+        theirs = stack.enter_context(tapped(teachers[0], signals.teacher_layers))
+        lesson = Taught(
+            student,
+            teachers,
+            signals,
+            config,
+            label_smoothing=run.label_smoothing,
+            features=(ours, theirs),
+            caches=caches,
+        )
+        return fit(lesson, split, run, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick)
+
+
+def freeze(teachers: Sequence[nn.Module], student: nn.Module) -> None:
+    """Evaluation mode and no gradients, beside the student."""
+    device = next(student.parameters()).device
+    for teacher in teachers:
+        teacher.eval().requires_grad_(False)
+        teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def check_classes(student: Tensor, teacher: Tensor) -> None:
+    """Both nets must answer alike.
+
+    Raises:
+        ModelError: the logits' shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ModelError(
+            f"the student answers {tuple(student.shape)}, the teacher {tuple(teacher.shape)}",
+            hint="both must know the same classes",
+        )
+
+
+def _mean(config: Lessons, teachers: int) -> tuple[str, tuple[float, ...]]:
+    """How answers are averaged, and the share of each teacher."""
+    ensemble = config.ensemble if isinstance(config, Offline) else None
+    weights = ensemble.weights if ensemble and ensemble.weights else (1.0,) * teachers
+    if len(weights) != teachers:
+        raise ModelError(f"{len(weights)} weights for {teachers} teachers", where="ensemble.weights")
+    return (ensemble.mean if ensemble else "probabilities"), tuple(weight / sum(weights) for weight in weights)

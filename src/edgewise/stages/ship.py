@@ -1,0 +1,174 @@
+"""From files for a device to measurements: what the device needs, graphs, conversions, numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgewise.artifact import Artifact
+from edgewise.models.tasks.base import Float
+from edgewise.stages.work import Work, loaded, spread
+
+if TYPE_CHECKING:
+    from edgewise.bench.record import FileUnderTest
+    from edgewise.deploy.convert.base import Source
+
+
+def samples(work: Work) -> dict[str, Any]:
+    """What the device needs of the task: test inputs, targets, ids, and calibration inputs."""
+    task = work.task()
+    test, train = task.splits["test"], task.splits["train"]
+    count = len(test.ids)
+    with (work.payload / "inputs.npy").open("wb") as file:
+        # Written, not mapped: on a full disk a write is an error that can be told, a page fault kills the process.
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *task.input_shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, count, 500):
+            index = np.arange(start, min(start + 500, count))
+            file.write(np.ascontiguousarray(test.read(index), "<f4").tobytes())
+            work.tick(int(index[-1]) + 1, count, "test samples")
+    np.save(work.payload / "targets.npy", test.targets)
+    np.save(work.payload / "calibration.npy", train.read(spread(len(train.ids), work.config["calibration_samples"])))
+    about = {"ids": list(test.ids), "classes": list(task.classes), "metric": task.metric}
+    (work.payload / "samples.json").write_text(json.dumps(about))
+    return {"test_samples": count}
+
+
+def export(work: Work) -> dict[str, Any]:
+    """The ONNX graphs of one model: float32 (and float16), or the Q/DQ flavours of a quantized one."""
+    import onnx
+
+    from edgewise.deploy.contracts import trt
+    from edgewise.deploy.export import export_float, export_qdq
+
+    shape, half = work.task().input_shape, work.config["half"]
+    model, _ = loaded(work)
+    if work.config["form"] != "quantized":
+        export_float(model, shape, work.payload / "float.onnx")
+        if half:
+            export_float(model, shape, work.payload / "half.onnx", half=True)
+        return {}
+    export_qdq(model, shape, work.payload / "unsigned.onnx", signed=False)
+    if half:
+        signed = work.payload / "signed.half.onnx"
+        export_qdq(model, shape, signed, signed=True, half=True)
+        findings = [asdict(finding) for finding in trt.check(onnx.load(signed))]
+        (work.payload / "contract.json").write_text(json.dumps({"runtime": "tensorrt", "findings": findings}))
+    return {}
+
+
+def _source(work: Work) -> Source:
+    """Where a converter finds the model in each form; absent forms are None."""
+    from edgewise.deploy.convert.base import Source
+
+    def exported(form: str, name: str) -> Path | None:
+        path = work.parents[form].file(name) if form in work.parents else None
+        return path if path is not None and path.exists() else None
+
+    floating = "teacher" if "teacher" in work.parents else "student"
+    return Source(
+        float_onnx=exported(floating, "float.onnx"),
+        half_onnx=exported(floating, "half.onnx"),
+        unsigned_onnx=exported("quantized", "unsigned.onnx"),
+        half_signed_onnx=exported("quantized", "signed.half.onnx"),
+        contract=exported("quantized", "contract.json"),
+        model_folder=work.parents["model"].folder,
+        calibration=work.parents["samples"].file("calibration.npy"),
+        input_shape=work.task().input_shape,
+        classes=len(work.task().classes),
+    )
+
+
+def convert(work: Work) -> dict[str, Any]:
+    """One file for one runtime, made in a process of its own."""
+    from edgewise.deploy.convert.base import Job
+    from edgewise.deploy.convert.run import convert_in_process
+
+    job = Job(
+        runtime=work.config["runtime"],
+        precision=work.config["precision"],
+        source=_source(work),
+        out=work.payload / "model",
+    )
+    work.tick(0, 1, "convert")
+    main = convert_in_process(job)
+    work.tick(1, 1, "convert")
+    made = {"main": main.relative_to(work.payload).as_posix()}
+    report = job.out.with_name(job.out.name + ".report.json")
+    if work.config["precision"] == "int8" and report.exists():
+        told = json.loads(report.read_text())
+        whole = told["integer_ops"] + told["float_ops"]
+        left = f"; float: {', '.join(told['float_layers'])}" if told.get("float_layers") else ""
+        made["integer"] = f"{told['integer_ops']} of {whole}{left}"
+    return made
+
+
+def measure(work: Work) -> dict[str, Any]:
+    """Measure every file in its runtime: speed, memory, size, answers; and hold it against the torch model."""
+    from edgewise.bench.measure import measure as measure_files
+
+    held = work.parents["samples"]
+    about = json.loads(held.file("samples.json").read_text())
+    entries = work.config["files"]
+    files = under_test(entries, work.parents)
+    results = measure_files(
+        files,
+        held.file("inputs.npy"),
+        np.load(held.file("targets.npy")),
+        about["ids"],
+        work.recipe.bench,
+        work.payload,
+        score=work.task().score,
+        tick=work.tick,
+    )
+    index = np.load(work.payload / "index.npy")
+    parity: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        torch_answers = np.load(work.parents[entry["against"]].file("answers.npy"))[index]
+        rows = [_parity(f"torch, {entry['against']}", torch_answers, results.outputs(entry["name"]))]
+        if entry["precision"] != "float32":
+            rows.append(_parity(entry["parent"], results.outputs(entry["parent"]), results.outputs(entry["name"])))
+        parity[entry["name"]] = rows
+    (work.payload / "parity.json").write_text(json.dumps(parity, indent=1, sort_keys=True))
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"files": len(files), "measured_at": now, "metric": about["metric"]}
+
+
+def _parity(against: str, reference: Float | None, answers: Float | None) -> dict[str, Any]:
+    """One row of parity; empty where a file did not answer, or not with finite numbers."""
+    from edgewise.deploy.parity import compare
+
+    pair = [array for array in (reference, answers) if array is not None and np.isfinite(array).all()]
+    if len(pair) < 2:
+        return {"against": against, "n": 0, "sqnr_db": None, "flips": None, "max_abs": None}
+    return {"against": against, **asdict(compare(*pair))}
+
+
+def under_test(entries: list[dict[str, Any]], parents: Mapping[str, Artifact]) -> list[FileUnderTest]:
+    """The converted files as the bench wants them. A file's size is that of all its parts."""
+    from edgewise.bench.record import FileUnderTest
+
+    files = []
+    for entry in entries:
+        made = parents[entry["name"]]
+        parts = [part for name, part in made.files.items() if not name.endswith(".report.json")]
+        files.append(
+            FileUnderTest(
+                name=entry["name"],
+                runtime=entry["runtime"],
+                precision=entry["precision"],
+                role=entry["role"],
+                path=str(made.file(made.metrics["main"])),
+                size_bytes=sum(part["size_bytes"] for part in parts),
+                sha256=made.files[made.metrics["main"]]["sha256"],
+                reference=entry["reference"],
+                parent=entry["parent"],
+            )
+        )
+    return files

@@ -1,0 +1,202 @@
+"""Everything that trains a model in floating point: on labels, or taught by others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgewise.stages.work import Work, edited, loaded, save, validation, write_history
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgewise.compress.config import Fit
+    from edgewise.compress.saved import Description
+    from edgewise.models.config import ModelConfig
+
+
+def _running(work: Work) -> dict[str, Any]:
+    """What every training run is told beside its lesson."""
+    return {
+        "seed": work.recipe.seed,
+        "augment": work.task().augment,
+        "checkpoint": work.checkpoint,
+        "validate": validation(work),
+        "tick": work.tick,
+    }
+
+
+def _learn_labels(work: Work, model: nn.Module, config: Fit) -> None:
+    from edgewise.compress.train import fit, labels_only
+
+    lesson = labels_only(model, config.label_smoothing)
+    write_history(work, fit(lesson, work.task().splits["train"], config, **_running(work)))
+
+
+def _built(work: Work, config: ModelConfig, weights: Path | None, seed: int) -> tuple[nn.Module, Description]:
+    """A model of ``config``, its weights from a file or drawn from ``seed``."""
+    import torch
+
+    from edgewise.compress.saved import Description
+    from edgewise.models.build import build
+    from edgewise.models.weights import load_weights
+
+    task = work.task()
+    torch.set_num_threads(work.recipe.threads)
+    torch.manual_seed(seed)
+    model = build(config, task.input_shape, len(task.classes))
+    if weights is not None:
+        load_weights(model, weights)
+    return model, Description(model=config, input_shape=task.input_shape, classes=len(task.classes))
+
+
+def source(work: Work) -> dict[str, Any]:
+    """The teacher, or the student before any lesson: built, its weights loaded, trained where the recipe says so."""
+    config = work.config
+    model, description = _built(work, config.model, config.weights, work.recipe.seed)
+    lessons = getattr(config, "train", None)
+    if lessons is not None:
+        _learn_labels(work, model, lessons)
+    return save(work, model, description)
+
+
+def train(work: Work) -> dict[str, Any]:
+    """Train the model on labels."""
+    model, description = loaded(work)
+    _learn_labels(work, model, work.config.fit)
+    return save(work, model, description)
+
+
+def distill(work: Work) -> dict[str, Any]:
+    """Train the model on the signals of one teacher or of several."""
+    model, description = loaded(work)
+    return _taught(work, model, description)
+
+
+def assistant(work: Work) -> dict[str, Any]:
+    """A model between teacher and student learns from the teacher."""
+    model, description = _built(work, work.config.model, work.config.weights, work.recipe.seed)
+    return _taught(work, model, description)
+
+
+def _taught(work: Work, model: nn.Module, description: Description) -> dict[str, Any]:
+    from edgewise.compress.strategies.caching import caches
+    from edgewise.compress.strategies.offline import distill as distil_into
+
+    task, config = work.task(), work.config
+    teachers = [loaded(work, role)[0] for role in work.parents if role.startswith("teacher")]
+    changes = [loss.edit(model, teachers[0], task.input_shape) for loss in config.losses]
+    split = task.splits["train"]
+    told: dict[str, Any] = {"seed": work.recipe.seed, "augment": task.augment, "tell": work.note}
+    with caches(work.cache, teachers, split, config, classes=len(task.classes), **told) as open_cache:
+        history = distil_into(model, teachers, split, config, open_cache=open_cache, **_running(work))
+    write_history(work, history)
+    return save(work, model, edited(description, *(edit for edit in changes if edit is not None)))
+
+
+def online(work: Work) -> dict[str, Any]:
+    """Train the model and its teacher in the same steps; the teacher as it was stays the reference."""
+    from edgewise.compress.strategies.live import learn_online
+
+    (model, description), (teacher, _) = loaded(work), loaded(work, "teacher")
+    history = learn_online(model, teacher, work.task().splits["train"], work.config, **_running(work))
+    write_history(work, history)
+    return save(work, model, description)
+
+
+def mutual(work: Work) -> dict[str, Any]:
+    """Train the model and its peers from each other."""
+    from edgewise.compress.strategies.mutual import learn_together
+
+    model, description = loaded(work)
+    seed = work.recipe.seed
+    peers = [_built(work, peer, None, seed + place)[0] for place, peer in enumerate(work.config.peers, start=1)]
+    history = learn_together(model, peers, work.task().splits["train"], work.config, **_running(work))
+    write_history(work, history)
+    return save(work, model, description)
+
+
+def self_distill(work: Work) -> dict[str, Any]:
+    """Train the model with exits that learn from its own end."""
+    from edgewise.compress.strategies.exits import learn_from_end
+
+    model, description = loaded(work)
+    write_history(work, learn_from_end(model, work.task().splits["train"], work.config, **_running(work)))
+    return save(work, model, description)
+
+
+def ema_teacher(work: Work) -> dict[str, Any]:
+    """Train the model from the running average of itself."""
+    from edgewise.compress.strategies.live import learn_from_average
+
+    model, description = loaded(work)
+    write_history(work, learn_from_average(model, work.task().splits["train"], work.config, **_running(work)))
+    return save(work, model, description)
+
+
+def born_again(work: Work) -> dict[str, Any]:
+    """Generations of the same architecture from fresh weights; a finished one survives a killed run."""
+    import torch
+
+    from edgewise.compress.saved import built, load_model, save_model
+    from edgewise.compress.strategies.offline import distill as distil_into
+
+    model, description = loaded(work)
+    history = []
+    for generation in range(1, work.config.generations + 1):
+        kept, seed = work.scratch / f"generation-{generation}", work.recipe.seed + generation
+        told = kept / "history.json"
+        teacher = model
+        if told.exists():
+            model = load_model(kept)[0]
+            history += json.loads(told.read_text())
+            continue
+        torch.manual_seed(seed)
+        model = built(description)
+        running = {**_running(work), "seed": seed, "checkpoint": work.scratch / f"generation-{generation}.safetensors"}
+        epochs = distil_into(model, teacher, work.task().splits["train"], work.config, **running)
+        history += [asdict(epoch) for epoch in epochs]
+        save_model(model, description, kept)
+        told.write_text(json.dumps([asdict(epoch) for epoch in epochs]))
+    (work.payload / "history.json").write_text(json.dumps(history, indent=1))
+    return save(work, model, description)
+
+
+def data_free(work: Work) -> dict[str, Any]:
+    """Train the model on images made from the teacher alone."""
+    from edgewise.compress.strategies.data_free import synthesize
+    from edgewise.compress.strategies.inversion import pixel_bounds
+    from edgewise.compress.strategies.offline import distill as distil_into
+
+    (model, description), (teacher, _) = loaded(work), loaded(work, "teacher")
+    task, config = work.task(), work.config
+    real = task.splits["train"]  # asked for its normalisation, never read
+    mean, std = getattr(real, "mean", None), getattr(real, "std", None)
+    made = synthesize(
+        teacher,
+        config.make,
+        task.input_shape,
+        len(task.classes),
+        seed=work.recipe.seed,
+        bounds=pixel_bounds(mean, std) if mean and std else None,
+        student=model,
+        checkpoint=work.scratch / "images.npz",
+        tick=work.tick,
+    )
+    np.save(work.payload / "images.npy", made.images.astype(np.float16))
+    write_history(work, distil_into(model, teacher, made, config, **_running(work)))
+    return save(work, model, description)
+
+
+def inherit(work: Work) -> dict[str, Any]:
+    """Start the model from the teacher's own layers."""
+    from edgewise.compress.strategies.inherit import inherit as take_over
+
+    (model, description), (teacher, _) = loaded(work), loaded(work, "teacher")
+    copied = take_over(model, teacher, work.config)
+    (work.payload / "inherited.json").write_text(json.dumps(copied, indent=1))
+    return save(work, model, description)
