@@ -136,6 +136,9 @@ class Lessons(Config):
             raise ValueError("there is nothing to learn from: no losses and cross_entropy is 0")
         if self.balance == "gradient" and self.cross_entropy == 0:
             raise ValueError("balance: gradient needs cross_entropy above 0: it is the measure")
+        other = [loss.kind for loss in self.losses if not loss.about_classes]
+        if self.teacher_wrong != "none" and other:
+            raise ValueError(f"teacher_wrong: {', '.join(other)} has no wrong class; leave it at none")
         blind = [loss.kind for loss in self.losses if not loss.allows_masking()]
         if self.teacher_wrong == "masked" and blind:
             raise ValueError(

@@ -94,6 +94,8 @@ class Loss(Config):
 
     # Softmax over two classes has one degree of freedom: some methods have nothing left to say.
     least_classes: ClassVar[int] = 2
+    # False where the logits are no answers about one class: whether the teacher is wrong has no meaning then.
+    about_classes: ClassVar[bool] = True
     # True where the loss reads the labels, so that mixed or unlabelled samples are refused.
     needs_labels: ClassVar[bool] = False
 
@@ -102,7 +104,7 @@ class Loss(Config):
 
     def allows_masking(self) -> bool:
         """True where classes may be left out by setting their logits to a large negative number."""
-        return True
+        return self.about_classes
 
     def wanted_layers(self) -> Layers | None:
         """The layers whose outputs the loss compares; None: the logits are enough."""

@@ -26,7 +26,7 @@ class Custom(Loss):
     kind: Literal["custom"]
     loss: str = Field(pattern=IMPORT_PATH, description="package.module:name")
     layers: Layers | None = Field(None, description="whose features it gets; none: logits alone")
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[str, JsonValue] = Field(default={}, description="keyword arguments")
 
     def wanted_layers(self) -> Layers:
         """None wanted is an empty list here: a class is to be made all the same."""

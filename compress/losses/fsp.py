@@ -90,7 +90,9 @@ class FSP(Loss):
         from edgewise.compress.adapters import map_shape
 
         if len(sizes.student) < 2:
-            raise ValueError(f"fsp compares a layer with the next one and needs two or more, got {len(sizes.student)}")
+            raise ValueError(
+                f"fsp compares a layer with the next one and needs two or more, got {len(sizes.student)}: name layers"
+            )
         if any(len(shape) < 2 for shape in (*sizes.student, *sizes.teacher)):
             raise ValueError("fsp needs maps (C, H, W) or tokens at every layer, not vectors: use rkd or cc for those")
         layers = nn.ModuleList()

@@ -11,7 +11,7 @@ exist here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgewise.compress.losses.base import Batch, Loss, Outputs, same_shape
 from edgewise.compress.schedule import Temperature, Value
@@ -37,13 +37,11 @@ def multi_label_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1
 class MultiLabel(Loss):
     """Distillation where a sample may have any number of labels."""
 
+    about_classes: ClassVar[bool] = False
+
     kind: Literal["multi_label"] = "multi_label"
     weight: Value = 1.0
     temperature: Temperature = 1.0
-
-    def allows_masking(self) -> bool:
-        """Not here: no answer stands above the right one, there may be several."""
-        return False
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, learner: nn.Module | None) -> Tensor:
         """The unweighted loss."""

@@ -60,12 +60,10 @@ def bounded_regression_loss(student: Tensor, teacher: Tensor, target: Tensor, *,
 class Regression(Loss):
     """Mean squared error between the values of both nets."""
 
+    about_classes: ClassVar[bool] = False
+
     kind: Literal["regression"] = "regression"
     weight: Value = 1.0
-
-    def allows_masking(self) -> bool:
-        """Not here: there are no classes."""
-        return False
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, learner: nn.Module | None) -> Tensor:
         """The unweighted loss."""
@@ -74,6 +72,8 @@ class Regression(Loss):
 
 class BoundedRegression(Loss):
     """Mean squared error with the target, until the student is better than the teacher."""
+
+    about_classes: ClassVar[bool] = False
 
     needs_labels: ClassVar[bool] = True
 
@@ -84,10 +84,6 @@ class BoundedRegression(Loss):
         ge=0,
         description="how much smaller than the teacher's the squared error must get, in squared units of the target",
     )
-
-    def allows_masking(self) -> bool:
-        """Not here: there are no classes."""
-        return False
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, learner: nn.Module | None) -> Tensor:
         """The unweighted loss."""

@@ -176,11 +176,12 @@ def _optimised(
     """``images`` (N, C, H, W) after all steps; every step looks at them through another shift and flip."""
     images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr)
+    reach = min(images.shape[2:]) // 16 if config.jitter is None else config.jitter
     limits = None if bounds is None else torch.tensor(bounds, device=images.device).T.reshape(2, 1, -1, 1, 1)
     for step in range(config.steps):
         if config.schedule == "cosine":
             optimizer.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        down, right = torch.randint(-config.jitter, config.jitter + 1, (2,), generator=random).tolist()
+        down, right = torch.randint(-reach, reach + 1, (2,), generator=random).tolist()
         view = torch.roll(images, (down, right), dims=(2, 3))
         if config.flip and torch.rand(1, generator=random).item() < 0.5:
             view = view.flip(3)

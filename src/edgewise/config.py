@@ -8,4 +8,4 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """A frozen value; an unknown key is an error. Defaults live here and nowhere else."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())

@@ -205,7 +205,7 @@ def test_steps_lower_the_loss(schedule: str) -> None:
 
 def test_images_show_their_class_and_carry_the_statistics(digits: tuple[Task, nn.Module]) -> None:
     task, teacher = digits
-    config = Inversion(samples=50, steps=40)
+    config = Inversion(samples=50, steps=80)
     images = torch.from_numpy(invert(teacher, config, task.input_shape, 10, seed=0))
     with frozen(teacher), watched(teacher) as gaps, torch.no_grad():
         shown = teacher(images).argmax(1).numpy()
@@ -361,7 +361,7 @@ def test_competition_moves_images_to_where_the_student_disagrees(digits: tuple[T
     before = state(student)
     likeness = []
     for weight in (0.0, 20.0):
-        config = Inversion(samples=20, steps=40, compete=weight)
+        config = Inversion(samples=20, steps=60, compete=weight)
         rival = student if weight else None
         images = torch.from_numpy(invert(teacher, config, task.input_shape, 10, seed=0, student=rival))
         with torch.no_grad(), frozen(teacher, student):

@@ -145,7 +145,7 @@ def test_it_is_saved_and_comes_back(tmp_path: Path) -> None:
 def test_it_can_be_pruned_afterwards(tmp_path: Path) -> None:
     student = fresh(RESNET)
     edit = SimKD().edit(student, fresh(CifarResNet(depth=8, width=16)), SHAPE)
-    pruned = prune(student, SHAPE, Prune(kind="prune", macs_ratio=0.6), round_to=4, seed=0)
+    pruned = prune(student, Prune(kind="prune", macs_ratio=0.6), SHAPE, round_to=4, seed=0)
     assert "pool.0.0" in pruned.plan
     assert not student.get_submodule("linear").get_parameter("weight").requires_grad
     edits = (edit, ChannelPlan(plan=pruned.plan))
