@@ -47,13 +47,14 @@ class Align(nn.Module):
 
     Vectors (D,) and equally many tokens (L, D) keep their form; anything else becomes maps (C, H, W), the larger one
     average-pooled to the smaller. Where channels differ (or ``always``), a learnt projection without bias gives the
-    student the teacher's; the teacher's values are never projected.
+    student the teacher's; the teacher's values are never projected. With ``norm`` a BatchNorm follows the projection of a
+    map: a heavy weight and a high learning rate can make a bare one explode.
 
     Raises:
         ModelError: a vector meets a map, or a token sequence is no grid.
     """
 
-    def __init__(self, student: Shape, teacher: Shape, *, always: bool = False) -> None:
+    def __init__(self, student: Shape, teacher: Shape, *, always: bool = False, norm: bool = False) -> None:
         super().__init__()
         same_form = len(student) == len(teacher)
         self.maps = not (same_form and (len(student) == 1 or (len(student) == 2 and student[0] == teacher[0])))
@@ -76,6 +77,8 @@ class Align(nn.Module):
                 if self.maps
                 else nn.Linear(channels_in, channels, bias=False)
             )
+            if norm and self.maps:
+                self.project = nn.Sequential(self.project, nn.BatchNorm2d(channels))
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both in one shape; the teacher without gradient."""

@@ -159,6 +159,9 @@ class FeatureLoss(Loss):
     """The base of losses between features of the same place, which need the same shape: maps are pooled to the smaller
     of the two, tokens become maps or maps tokens, and where channels differ the student gets a learnt projection."""
 
+    # True where BatchNorm follows the projection.
+    norm: ClassVar[bool] = False
+
     layers: Annotated[Layers, Field(description="which layers teach which: auto, last, embedding, names, or a map")] = (
         "auto"
     )
@@ -173,7 +176,8 @@ class FeatureLoss(Loss):
         from edgewise.compress.adapters import Align
 
         always = self.project == "always"
-        return ModuleList(Align(*pair, always=always) for pair in zip(sizes.student, sizes.teacher, strict=True))
+        pairs = zip(sizes.student, sizes.teacher, strict=True)
+        return ModuleList(Align(*pair, always=always, norm=self.norm) for pair in pairs)
 
     def __call__(self, student: Outputs, teacher: Outputs, batch: Batch, learner: nn.Module | None) -> Tensor:
         """The mean over the pairs of layers."""

@@ -143,8 +143,7 @@ def distill_data_free(
         )
 
     def made(how: Inversion | Generator, name: str, seed: int, against: nn.Module | None = None) -> Synthetic:
-        suffix = ".npz" if isinstance(how, Inversion) else ".safetensors"
-        checkpoint = None if scratch is None else scratch / f"{name}{suffix}"
+        checkpoint = None if scratch is None else scratch / f"{name}.safetensors"
         return synthesize(
             teacher,
             how,
@@ -178,5 +177,8 @@ def _answers(teacher: nn.Module, images: NDArray[np.float32]) -> NDArray[np.int6
     """(N,) the teacher's classes."""
     device = next(teacher.parameters()).device
     with frozen(teacher):
-        parts = [teacher(batch.to(device)).argmax(dim=1).cpu().numpy() for batch in torch.from_numpy(images).split(500)]
+        parts = [
+            teacher(batch.to(device)).argmax(dim=1).cpu().numpy()
+            for batch in torch.split(torch.from_numpy(images), 500)
+        ]
     return np.concatenate(parts)

@@ -12,8 +12,8 @@ from edgewise.config import Config
 class Inversion(Config):
     """Images whose BatchNorm statistics in the teacher are those of its training data, arXiv 1912.08795.
 
-    Steps, learning rate and weights are from the paper and code for CIFAR-10, but for ``statistics``: that code has 100,
-    and from 10 on, after a few hundred steps, the images of a small net do not show their class.
+    Steps, learning rate and weights are from the paper and code for CIFAR-10, but for ``statistics``: that code has
+    100, and with 10 or more, after a few hundred steps, the images of a small net do not show their class.
     ``total_variation`` and ``l2`` weigh norms over a whole batch, so they mean the same only at like batch sizes.
     """
 

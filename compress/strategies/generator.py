@@ -14,7 +14,7 @@ scaled into them; else the images are normalised as in the paper.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +184,7 @@ def generate(
         raise ModelError("no Linear or Conv gives the teacher's logits, so there are no features before it")
     random = torch.Generator().manual_seed(seed)
     noise = Noise(torch.randn(config.samples, config.noise, 1, 1, generator=random).numpy())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImageGenerator(config.noise, config.width, input_shape, bounds)
     model.to(next(teacher.parameters()).device)
@@ -194,7 +194,7 @@ def generate(
         optimizer=AdamW(lr=config.lr, weight_decay=0.0),
         precision=config.precision,
     )
-    watch = watched(teacher) if config.statistics else nullcontext([])
+    watch: AbstractContextManager[list[Tensor]] = watched(teacher) if config.statistics else nullcontext([])
     with frozen(teacher), tapped(teacher, (classifier + INPUT,)) as features, watch as gaps:
         lesson = _GeneratorLesson(model, teacher, config, classes, features, gaps)
         fit(lesson, noise, run, seed=seed, checkpoint=checkpoint, tick=tick)
@@ -208,5 +208,5 @@ def _sampled(model: ImageGenerator, noise: NDArray[np.float32], batch_size: int)
     model.train()
     device = next(model.parameters()).device
     filled = np.concatenate([noise, noise[: -len(noise) % batch_size]])
-    batches = torch.from_numpy(filled).split(batch_size)
+    batches = torch.split(torch.from_numpy(filled), batch_size)
     return np.concatenate([model(batch.to(device)).float().cpu().numpy() for batch in batches])[: len(noise)]

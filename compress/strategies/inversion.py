@@ -17,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -84,7 +85,7 @@ def invert(
 ) -> NDArray[np.float32]:
     """(samples, C, H, W) normalised images for :func:`targets_of`, made from the teacher alone.
 
-    A batch is a function of (seed, its place): finished ones are kept in ``checkpoint`` (.npz), and a killed run that
+    A batch is a function of (seed, its place): finished ones are kept in ``checkpoint``, and a killed run that
     goes on ends with what an uninterrupted one gives. Both nets come back as they were.
 
     Args:
@@ -187,8 +188,7 @@ def _optimised(
             view = view.flip(3)
         values = terms(view)
         loss = torch.stack(list(values.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
+        (images.grad,) = torch.autograd.grad(loss, [images])
         optimizer.step()
         if limits is not None:
             with torch.no_grad():
@@ -206,11 +206,11 @@ def _optimised(
 
 
 def _save(path: Path, key: str, images: list[NDArray[np.float32]]) -> None:
-    """Write beside and rename: a killed process leaves the last whole file."""
+    """One safetensors file, written beside and renamed: a killed process leaves the last whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with beside.open("wb") as file:
-        np.savez(file, key=np.array(key), **{f"batch{place}": batch for place, batch in enumerate(images)})
+        file.write(to_bytes({f"batch{place}": batch for place, batch in enumerate(images)}, {"key": key}))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -221,12 +221,10 @@ def _load(path: Path, key: str) -> list[NDArray[np.float32]]:
     if not path.exists():
         return []
     try:
-        # Opened here, because numpy leaves a file open where it is not a whole archive.
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            found = str(file["key"])
-            images = [file[f"batch{place}"] for place in range(len(file.files) - 1)]
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        with safe_open(str(path), framework="np") as file:
+            found = file.metadata()["key"]
+            images = [file.get_tensor(f"batch{place}") for place in range(len(file.keys()))]
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"not a checkpoint of an inversion ({error})", where=str(path), hint="delete it to start over"
         ) from error

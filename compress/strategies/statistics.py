@@ -33,7 +33,8 @@ def statistics_gap(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """
     values = inputs.float().transpose(0, 1).flatten(1)
     spread, centre = torch.var_mean(values, dim=1, correction=0)
-    return torch.linalg.vector_norm(centre - mean.float()) + torch.linalg.vector_norm(spread - variance.float())
+    gap: Tensor = torch.linalg.vector_norm(centre - mean.float()) + torch.linalg.vector_norm(spread - variance.float())
+    return gap
 
 
 def batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
