@@ -32,6 +32,8 @@ from edgewise.models.tasks.base import Split, Task
 from edgewise.models.tasks.config import Arrays, Augment
 from edgewise.models.tasks.load import load_task
 
+ARMS = ("real", "noise", "inversion", "inversion without statistics", "generator", "generator with statistics")
+
 
 def main() -> None:
     """Train the teacher, make the images, train a student on each set."""
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--student-steps", type=int, default=600, help="optimizer steps of 64 images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = load_task(Arrays(kind="npz", path=options.data))
@@ -70,18 +73,21 @@ def _one_seed(task: Task, options: argparse.Namespace, seed: int) -> None:
     generator = Generator(samples=options.samples, batch_size=min(100, options.samples), width=32)
     ways: dict[str, Inversion | Generator] = {
         "inversion": inversion,
-        "inversion, no statistics": inversion.model_copy(update={"statistics": 0.0}),
+        "inversion without statistics": inversion.model_copy(update={"statistics": 0.0}),
         "generator": generator,
-        "generator, statistics 1": generator.model_copy(update={"statistics": 1.0}),
+        "generator with statistics": generator.model_copy(update={"statistics": 1.0}),
     }
-    _arm("real", teacher, _part(few, options.samples), task, options, seed, 0.0)
     random = np.random.default_rng(seed).normal(size=(options.samples, *task.input_shape)).astype(np.float32)
     names = tuple(f"noise-{place}" for place in range(options.samples))
-    _arm("noise", teacher, Synthetic(names, np.zeros(options.samples, np.int64), random), task, options, seed, 0.0)
-    for name, way in ways.items():
+    for arm in options.arms:
         started = time.perf_counter()
-        split = synthesize(teacher, way, task.input_shape, classes, seed=seed, bounds=bounds)
-        _arm(name, teacher, split, task, options, seed, time.perf_counter() - started)
+        if arm == "real":
+            split = _part(few, options.samples)
+        elif arm == "noise":
+            split = Synthetic(names, np.zeros(options.samples, np.int64), random)
+        else:
+            split = synthesize(teacher, ways[arm], task.input_shape, classes, seed=seed, bounds=bounds)
+        _arm(arm, teacher, split, task, options, seed, time.perf_counter() - started)
 
 
 def _arm(

@@ -1,11 +1,12 @@
 """Images a second of offline distillation: ours, ours with the teacher's answers cached, and a plain loop by hand.
 
-    python benchmarks/offline_kd.py [--blocks 20] [--teacher 26] [--student 8] [--precision 32-true] [--data FILE.npz]
+    python benchmarks/offline_kd.py [--teacher 26] [--student 8] [--precision bf16-mixed] [--data FILE.npz]
 
 Every arm trains the same student from the same weights with the same teacher, optimizer, schedule, loss (KD at
 temperature 4 and cross-entropy), batch, precision and memory layout, on one thread, with crops and flips drawn anew.
 A round is one block of each arm in random order, and arms are compared within rounds, so that a slow spell of the
 machine meets all of them. A block is one call of the arm; its first steps, which build things, are not in its time.
+Rounds are spread over fresh processes, because where a process happens to lay out its memory is worth some per cent.
 
 Where torchdistill is installed its DistillationBox is an arm too, fed with the plain loop's batches.
 """
@@ -16,9 +17,11 @@ import argparse
 import copy
 import importlib.machinery
 import importlib.util
+import json
 import os
 import platform
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,7 +66,6 @@ class Setting:
     split: Pixels
     teacher: nn.Module
     student: nn.Module
-    classes: int
     batch: int
     steps: int
     warm: int
@@ -95,6 +97,12 @@ Arm = Callable[[nn.Module, Clock], float]
 """Trains a student with a clock; gives the mean loss, so that one can see that the arms do the same."""
 
 
+def channels_last(net: nn.Module) -> nn.Module:
+    """``net`` itself, in the memory layout that convolutions like."""
+    moved: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
 def plain_batches(setting: Setting) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Inputs, targets, places: normalised and padded once, then one gather a batch, which gives channels-last."""
     images = torch.from_numpy(setting.split.read(np.arange(len(setting.split.ids))))
@@ -124,7 +132,7 @@ def plain(setting: Setting, batches: Iterator[tuple[Tensor, Tensor, Tensor]], an
     """The loop that one would write by hand; with ``answers`` (N, K) the teacher is not asked."""
 
     def arm(student: nn.Module, clock: Clock) -> float:
-        student.to(memory_format=torch.channels_last).train()
+        channels_last(student).train()
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, clock.last)
         total = 0.0
@@ -138,7 +146,7 @@ def plain(setting: Setting, batches: Iterator[tuple[Tensor, Tensor, Tensor]], an
                     taught = answers[places]
                 loss = kd_loss(student(inputs), taught, targets)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.item()
@@ -182,8 +190,8 @@ def ours(setting: Setting, cache: TeacherCache | None) -> Arm:
 class _StandIn(types.ModuleType):
     """A module in which every name is an empty class."""
 
-    __path__: tuple[str, ...] = ()
-    __all__: tuple[str, ...] = ()
+    __path__: list[str] = []  # noqa: RUF012 (what the import system expects)
+    __all__: list[str] = []  # noqa: RUF012
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -219,7 +227,7 @@ def torchdistill(setting: Setting, batches: Iterator[tuple[Tensor, Tensor, Tenso
     hook = {"forward_proc": "forward_batch_only", "forward_hook": {"input": [], "output": ["linear"]}}
 
     def arm(student: nn.Module, clock: Clock) -> float:
-        student.to(memory_format=torch.channels_last)
+        channels_last(student)
         config = {
             "num_epochs": 1,
             "teacher": {**hook, "requires_grad": False},
@@ -252,23 +260,26 @@ def torchdistill(setting: Setting, batches: Iterator[tuple[Tensor, Tensor, Tenso
     return arm
 
 
-def measure(setting: Setting, arms: dict[str, Arm], blocks: int) -> dict[str, list[tuple[float, float, float]]]:
-    """(wall, CPU) seconds a step and the loss of each block of each arm, in rounds of random order."""
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
-    shuffle = random.Random(SEED)
-    for block in range(-1, blocks):  # the first round warms up
+Blocks = dict[str, list[list[tuple[float, float, float]]]]
+"""By arm, launch and round: wall and CPU seconds a step, and the loss."""
+
+
+def measure(setting: Setting, arms: dict[str, Arm], rounds: int, seed: int) -> Blocks:
+    """The blocks of one launch, in rounds of random order."""
+    found: Blocks = {name: [[]] for name in arms}
+    shuffle = random.Random(seed)
+    for place in range(-1, rounds):  # the first round warms up
         for name in shuffle.sample(list(arms), len(arms)):
             clock = Clock(setting.warm, setting.warm + setting.steps)
             loss = arms[name](copy.deepcopy(setting.student), clock)
-            if block >= 0:
-                found[name].append((clock.wall / setting.steps, clock.cpu / setting.steps, loss))
-        print(f"round {block + 1} of {blocks}", file=sys.stderr, flush=True)
+            if place >= 0:
+                found[name][0].append((clock.wall / setting.steps, clock.cpu / setting.steps, loss))
     return found
 
 
-def ratio(found: dict[str, list[tuple[float, float, float]]], name: str, column: int) -> Interval:
+def ratio(found: Blocks, name: str, column: int) -> Interval:
     """How many times as fast as the plain loop, from blocks of the same round."""
-    times = [[[np.array([block[column]]) for block in found[arm]]] for arm in (PLAIN, name)]
+    times = [[[np.array([block[column]]) for block in launch] for launch in found[arm]] for arm in (PLAIN, name)]
     interval = paired_ratio(*times)
     assert interval is not None
     return interval
@@ -287,7 +298,7 @@ def seconds_of(step: Callable[[], object], times: int = 5) -> float:
 def costs(setting: Setting) -> str:
     """What teacher and student cost, counted and measured."""
     inputs = torch.randn(setting.batch, *setting.split.pixels.shape[1:]).to(memory_format=torch.channels_last)
-    student = copy.deepcopy(setting.student).to(memory_format=torch.channels_last).train()
+    student = channels_last(copy.deepcopy(setting.student)).train()
 
     def learn() -> None:
         with setting.autocast():
@@ -315,15 +326,15 @@ def verdict(interval: Interval, aim: float) -> str:
     return f"{aim:g}: missed" if interval.high < aim else f"{aim:g}: not decided"
 
 
-def table(setting: Setting, found: dict[str, list[tuple[float, float, float]]]) -> str:
+def table(batch: int, found: Blocks) -> str:
     """Markdown."""
     lines = [
         "| arm | images/s | images per CPU second | times the plain loop [95 %] | in CPU time [95 %] | aim | loss |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, blocks in found.items():
-        wall, cpu, loss = np.median(np.array(blocks), axis=0)
-        cells = [name, f"{setting.batch / wall:.0f}", f"{setting.batch / cpu:.0f}", "1", "1", "", f"{loss:.2f}"]
+    for name, launches in found.items():
+        wall, cpu, loss = np.median([block for launch in launches for block in launch], axis=0)
+        cells = [name, f"{batch / wall:.0f}", f"{batch / cpu:.0f}", "1", "1", "", f"{loss:.2f}"]
         if name != PLAIN:
             both = [ratio(found, name, column) for column in (0, 1)]
             cells[3:5] = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in both]
@@ -356,10 +367,47 @@ def machine() -> str:
     return f"{model}, torch {torch.__version__}, one thread, load average {os.getloadavg()[0]:.1f} at the start."
 
 
+def launch(given: argparse.Namespace) -> dict[str, Any]:
+    """One process's share of the rounds, as JSON."""
+    torch.set_num_threads(1)
+    torch.manual_seed(given.launch)
+    samples = given.batch * (given.warm + given.steps)
+    split, classes = load(given.data, samples)
+    nets = [CifarResNet(depth, given.width, split.pixels.shape[1], classes) for depth in (given.teacher, given.student)]
+    teacher, student = nets
+    channels_last(teacher).eval().requires_grad_(False)
+    setting = Setting(split, teacher, student, given.batch, given.steps, given.warm, given.precision)
+    batches, note = plain_batches(setting), ""
+    arms = {PLAIN: plain(setting, batches, None), OURS: ours(setting, None)}
+    arms[KEPT] = plain(setting, batches, torch.randn(samples, classes))
+    try:
+        box, note = _import_torchdistill(given.torchdistill)
+        arms[OTHER] = torchdistill(setting, batches, box)
+    except ImportError as error:
+        note = f" torchdistill is left out: it can't be imported ({error})."
+    identity = Identity(
+        teacher=teacher_digest(teacher),
+        data=data_fingerprint(split),
+        view={"crop": PAD, "flip": True, "seed": SEED, "precision": given.precision},
+        logits=classes,
+        samples=samples,
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_cache(cache_folder(Path(folder), identity), identity, max_bytes=1 << 30) as cache,
+    ):
+        arms[CACHED] = ours(setting, cache)  # the round that warms up fills it
+        about = costs(setting) if given.launch == 0 else ""
+        found = measure(setting, arms, given.blocks, given.launch)
+        assert cache.filled == samples
+    return {"found": found, "about": about, "note": note}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=20, help="rounds that count")
+    parser.add_argument("--launches", type=int, default=5, help="processes, one after the other")
+    parser.add_argument("--blocks", type=int, default=5, help="rounds a launch")
     parser.add_argument("--steps", type=int, default=6, help="measured steps a block")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
     parser.add_argument("--batch", type=int, default=128)
@@ -369,41 +417,28 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--data", type=Path, help="an .npz as recipes take it; noise in CIFAR's shape without")
     parser.add_argument("--torchdistill", type=Path, help="a folder to import it from")
+    parser.add_argument("--launch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-
-    torch.set_num_threads(1)
-    torch.manual_seed(SEED)
-    samples = given.batch * (given.warm + given.steps)
-    split, classes = load(given.data, samples)
-    channels = split.pixels.shape[1]
-    teacher, student = (CifarResNet(depth, given.width, channels, classes) for depth in (given.teacher, given.student))
-    teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    setting = Setting(split, teacher, student, classes, given.batch, given.steps, given.warm, given.precision)
-
-    batches = plain_batches(setting)
-    arms = {PLAIN: plain(setting, batches, None), OURS: ours(setting, None)}
-    with tempfile.TemporaryDirectory() as folder:
-        identity = Identity(
-            teacher=teacher_digest(teacher),
-            data=data_fingerprint(split),
-            view={"crop": PAD, "flip": True, "seed": SEED, "precision": given.precision},
-            logits=classes,
-            samples=samples,
-        )
-        with open_cache(cache_folder(Path(folder), identity), identity, max_bytes=1 << 30) as cache:
-            arms[CACHED] = ours(setting, cache)
-            arms[KEPT] = plain(setting, batches, torch.randn(samples, classes))
-            try:
-                box, note = _import_torchdistill(given.torchdistill)
-                arms[OTHER] = torchdistill(setting, batches, box)
-            except ImportError as error:
-                note = f" torchdistill is left out: it can't be imported ({error})."
-            about = costs(setting)
-            print(f"ResNet-{given.teacher} -> ResNet-{given.student}, {given.precision}, {machine()} {about}\n")
-            found = measure(setting, arms, given.blocks)
-            assert cache.filled == samples
-    print(table(setting, found))
-    print(f"\n{given.blocks} rounds of {given.steps} steps a block; medians over blocks, ratios paired by round.{note}")
+    if given.launch is not None:
+        print(json.dumps(launch(given)))
+        return
+    print(f"ResNet-{given.teacher} -> ResNet-{given.student}, {given.precision}, {machine()}", flush=True)
+    found: Blocks = {}
+    note = ""
+    for place in range(given.launches):
+        command = [sys.executable, *sys.argv, "--launch", str(place)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        told = json.loads(done.stdout.splitlines()[-1])
+        for name, launches in told["found"].items():
+            found.setdefault(name, []).extend(launches)
+        note = told["note"]
+        print(f"{told['about']}\n" if told["about"] else "", end="", flush=True)
+        print(f"launch {place + 1} of {given.launches}", file=sys.stderr, flush=True)
+    print(f"\n{table(given.batch, found)}\n")
+    print(
+        f"{given.launches} launches of {given.blocks} rounds, {given.steps} steps a block; medians over blocks, ratios "
+        f"paired by round.{note}"
+    )
 
 
 if __name__ == "__main__":

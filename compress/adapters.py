@@ -23,7 +23,11 @@ def grid(tokens: int) -> tuple[int, int]:
         side = math.isqrt(tokens - extra)
         if side and side * side == tokens - extra:
             return side, extra
-    raise ModelError(f"{tokens} tokens are no square grid, with or without a class token", where="losses.layers")
+    raise ModelError(
+        f"{tokens} tokens are no square grid, with or without a class token",
+        where="losses.layers",
+        hint="pair layers with equally many tokens, or use a loss between embeddings",
+    )
 
 
 def to_map(feature: Tensor) -> Tensor:
@@ -35,9 +39,19 @@ def to_map(feature: Tensor) -> Tensor:
 
 
 def map_shape(shape: Shape) -> Shape:
-    """The shape that ``to_map`` gives, without N."""
+    """The shape that ``to_map`` gives, without N.
+
+    Raises:
+        ModelError: it is a vector, or tokens that are no square grid.
+    """
     if len(shape) == 3:
         return shape
+    if len(shape) == 1:
+        raise ModelError(
+            f"a vector of {shape[0]} numbers is no map",
+            where="losses.layers",
+            hint="name layers whose output is a map (N, C, H, W) or tokens (N, L, D)",
+        )
     side, _ = grid(shape[0])
     return shape[1], side, side
 
@@ -47,8 +61,8 @@ class Align(nn.Module):
 
     Vectors (D,) and equally many tokens (L, D) keep their form; anything else becomes maps (C, H, W), the larger one
     average-pooled to the smaller. Where channels differ (or ``always``), a learnt projection without bias gives the
-    student the teacher's; the teacher's values are never projected. With ``norm`` a BatchNorm follows the projection of a
-    map: a heavy weight and a high learning rate can make a bare one explode.
+    student the teacher's; the teacher's values are never projected. With ``norm`` a BatchNorm follows the projection of
+    a map: a heavy weight and a high learning rate can make a bare one explode.
 
     Raises:
         ModelError: a vector meets a map, or a token sequence is no grid.

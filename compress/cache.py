@@ -172,12 +172,12 @@ class TeacherCache:
         return int(np.count_nonzero(self._marks.array))
 
     def get(self, view: int, index: Int) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-        """Logits (N, K) and features (N, ...) of the samples ``index`` (N,) in ``view``, float32 on the CPU; None where
-        any of them is not there yet."""
+        """Logits (N, K) and features (N, ...) of the samples ``index`` (N,) in ``view``, float32 on the CPU, maps in
+        channels-last; None where any of them is not there yet."""
         self._check(view, index)
         if not self._marks.array[view, index].all():
             return None
-        logits, *features = (torch.from_numpy(rows.array[view, index].astype(np.float32)) for rows in self._values)
+        logits, *features = (_float(rows.array[view, index]) for rows in self._values)
         return logits, tuple(features)
 
     def put(
@@ -325,6 +325,14 @@ def _rounded(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> ND
         )
     array: NDArray[Any] = kept.cpu().contiguous().numpy()
     return array
+
+
+def _float(rows: NDArray[Any]) -> Tensor:
+    """``rows`` (N, ...) in float32; maps in the layout in which training's nets give them, since another layout is
+    summed in another order: in float32, a cached run then equals a live one to the last bit."""
+    values = torch.from_numpy(rows)
+    layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
+    return values.to(torch.float32, memory_format=layout)
 
 
 def _enter(folder: Path, identity: Identity) -> int:

@@ -29,7 +29,7 @@ Captured = tuple[dict[str, Tensor], dict[str, str]]
 def capture(
     model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], others: Others | None = None
 ) -> Captured:
-    """A copy in memory of weights, optimizer state, the random generator, ``progress`` (JSON) and ``others``."""
+    """A copy in memory of weights, optimizer state, ``progress`` (JSON) and ``others``."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for group, values in (others or {}).items():
         tensors |= {f"other.{group}.{name}": value for name, value in values.items()}
@@ -40,9 +40,6 @@ def capture(
                 tensors[f"optimizer.{index}.{name}"] = value
             else:
                 scalars[f"{index}.{name}"] = value
-    tensors["random"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random_cuda"] = torch.cuda.get_rng_state()
     # Clones: tied tensors share storage, which the format refuses.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     return copies, {"progress": json.dumps(progress), "scalars": json.dumps(scalars)}
@@ -79,9 +76,6 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        torch.set_rng_state(tensors["random"])
-        if "random_cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random_cuda"])
         others: Others = defaultdict(dict)
         for name, value in tensors.items():
             if name.startswith("other."):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from edgewise.compress.losses import LossConfig
+from edgewise.compress.losses import Custom, LossConfig
+from edgewise.compress.losses.base import LogitLoss, json_type
 from edgewise.compress.losses.kd import KD
-from edgewise.compress.schedule import Temperature, Value
+from edgewise.compress.schedule import Temperature, Value, numbers
 from edgewise.compress.strategies.data_free_config import Generator, Inversion
 from edgewise.config import Config
 from edgewise.models.config import ModelConfig
@@ -49,7 +50,7 @@ class Fit(Config):
     optimizer: Annotated[Sgd | AdamW, Field(discriminator="kind")] = Sgd()
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, gt=0, description="of the gradient of everything that learns in a step")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float | None = Field(
         None, gt=0, lt=1, description="keep the running average of the weights, with this decay a step"
@@ -134,8 +135,17 @@ class Lessons(Config):
     def _can_be_done(self) -> Lessons:
         if not self.losses and self.cross_entropy == 0:
             raise ValueError("there is nothing to learn from: no losses and cross_entropy is 0")
-        if self.balance == "gradient" and self.cross_entropy == 0:
-            raise ValueError("balance: gradient needs cross_entropy above 0: it is the measure")
+        if self.balance == "gradient":
+            if min(numbers(self.cross_entropy)) <= 0:
+                raise ValueError("balance: gradient needs cross_entropy above 0 at all times: it is the measure")
+            unsaid = [loss.kind for loss in self.losses if "weight" not in loss.model_fields_set]
+            if unsaid:
+                raise ValueError(
+                    f"balance: a weight is a share then, and {', '.join(unsaid)} has none but the published one; say it"
+                )
+        read = any(isinstance(loss, LogitLoss | Custom) for loss in self.losses)
+        if self.teacher_wrong in ("swap", "masked") and not read:
+            raise ValueError(f"teacher_wrong: {self.teacher_wrong} changes logits, and no loss here reads them")
         other = [loss.kind for loss in self.losses if not loss.about_classes]
         if self.teacher_wrong != "none" and other:
             raise ValueError(f"teacher_wrong: {', '.join(other)} has no wrong class; leave it at none")
@@ -145,6 +155,15 @@ class Lessons(Config):
                 f"teacher_wrong: masked leaves out classes, which {', '.join(blind)} can't; use drop or swap"
             )
         return self
+
+
+Taught = TypeVar("Taught", bound=Lessons)
+
+
+def _weighed_by_hand(stage: Taught, why: str) -> Taught:
+    if stage.balance != "off":
+        raise ValueError(f"balance: gradient has nothing to measure by at the first batch: {why}; set the weights")
+    return stage
 
 
 class Offline(Lessons):
@@ -157,7 +176,10 @@ class Offline(Lessons):
         description="keep the teacher's answers on disk where a view is seen again (no augmentation, or "
         "augment.views); on: always, and refused where they don't fit",
     )
-    cache_bytes: int = Field(2 * 1024**3, ge=1, description="bound of one teacher's cache")
+    cache_bytes: int = Field(2 * 1024**3, ge=1, description="bound of the run's cache folder")
+    cache_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="float32: answers read are the teacher's own, bit for bit"
+    )
 
 
 class Distill(Offline):
@@ -206,6 +228,10 @@ class Mutual(Lessons):
         "together", description="in_turn: each peer answers anew after the one before it has stepped, as in the paper"
     )
 
+    @model_validator(mode="after")
+    def _several(self) -> Mutual:
+        return _weighed_by_hand(self, "these are several students")
+
 
 class SelfDistill(Config):
     """Deep supervision (arXiv 1905.08094): exits at inner layers learn from the labels and from the net's own last
@@ -213,9 +239,10 @@ class SelfDistill(Config):
 
     kind: Literal["self_distill"]
     fit: Fit = Fit()
-    layers: Literal["auto"] | tuple[str, ...] = Field(
-        "auto", description="where the exits are; auto: the last layer of each map size but the deepest"
-    )
+    layers: Annotated[
+        Annotated[Literal["auto"], Tag("string")] | Annotated[tuple[str, ...], Field(min_length=1), Tag("array")],
+        Discriminator(json_type),
+    ] = Field("auto", description="where the exits are; auto: the last layer of each map size but the deepest")
     cross_entropy: Value = Field(1.0, description="weight of the labels at the net's own end")
     alpha: float = Field(
         0.1, ge=0, le=1, description="at an exit: the part of the net's own answer; the rest is labels"
@@ -262,6 +289,10 @@ class Quantize(Lessons):
     fit: Fit | None = None
     cross_entropy: Value = 0.0
     losses: tuple[LossConfig, ...] = (KD(weight=1.0, temperature=1.0),)
+
+    @model_validator(mode="after")
+    def _starts_alike(self) -> Quantize:
+        return _weighed_by_hand(self, "the quantized net starts as its teacher's copy")
 
 
 StageConfig = Annotated[

@@ -52,12 +52,16 @@ class Contrast(nn.Module):
         steps = torch.randint(1, samples, (len(index), negatives)).to(index.device)
         return torch.cat([index[:, None], (index[:, None] + steps) % samples], dim=1)
 
+    @property
+    def unscaled(self) -> bool:
+        """True before the first batch."""
+        return bool(self.log_z.isinf().any())
+
     @torch.no_grad()
     def scale(self, scores: tuple[Tensor, Tensor]) -> None:
-        """Fix ``log_z`` by these scores (N, K), unless an earlier batch did: samples times their mean exponential."""
-        if bool(self.log_z.isinf().any()):
-            samples = len(self.student_memory)
-            self.log_z = torch.stack([s.flatten().logsumexp(0) + math.log(samples / s.numel()) for s in scores])
+        """Fix ``log_z`` by these scores (N, K): samples times their mean exponential."""
+        samples = len(self.student_memory)
+        self.log_z = torch.stack([s.flatten().logsumexp(0) + math.log(samples / s.numel()) for s in scores])
 
     @torch.no_grad()
     def remember(self, student: Tensor, teacher: Tensor, index: Tensor, momentum: float) -> None:

@@ -76,7 +76,8 @@ Value = Annotated[
 """A constant, or a schedule over the epochs."""
 
 
-def _numbers(value: Value) -> list[float]:
+def numbers(value: Value) -> list[float]:
+    """Every number that ``value`` is made of; it stays between the smallest and the largest."""
     if isinstance(value, Warmup):
         return [0.0, value.value]
     if isinstance(value, Piecewise):
@@ -85,8 +86,10 @@ def _numbers(value: Value) -> list[float]:
 
 
 def _positive(value: Value) -> Value:
-    if min(_numbers(value)) <= 0:
-        raise ValueError("a temperature must stay above 0")
+    least = min(numbers(value))
+    if least <= 0:
+        where = f"a {value.kind} that reaches {least:g}" if isinstance(value, Config) else f"{least:g}"
+        raise ValueError(f"a temperature must stay above 0, got {where}")
     return value
 
 

@@ -51,7 +51,7 @@ class Signals(nn.Module):
             try:
                 learner = self.losses[name].learner(sizes(self.pairs[name], ours, theirs, samples))
             except EdgewiseError as error:
-                raise ModelError(error.message, where=f"losses: {name}", hint=error.hint) from error
+                raise _named(name, error) from error
             except ValueError as error:
                 raise ModelError(
                     f"{name} can't be built: {error}", where="losses", hint="choose other layers"
@@ -94,7 +94,8 @@ class Signals(nn.Module):
                 continue
             pairs = self.pairs[name]
             temperature = getattr(loss, "temperature", None)
-            answers = combined(teacher[0], mean, shares, 1.0 if temperature is None else batch.at(temperature))
+            softened = 1.0 if temperature is None else batch.at(temperature)
+            answers = combined(teacher[0], mean if loss.softens else "logits", shares, softened)
             ours = Outputs(student[0], tuple(student[1][pair.student] for pair in pairs))
             theirs = Outputs(answers, tuple(teacher[1][pair.teacher] for pair in pairs))
             ours, theirs, kept = corrected(wrong, ours, theirs, batch)
@@ -108,11 +109,14 @@ class Signals(nn.Module):
                     hint="leave the mixing out, or use a loss that reads no labels, such as kd",
                 )
             try:
-                terms[name] = loss(ours, theirs, kept, None if isinstance(learner, nn.Identity) else learner)
+                term = loss(ours, theirs, kept, None if isinstance(learner, nn.Identity) else learner)
+                # Dropped samples weigh nothing; they don't make the others weigh more.
+                terms[name] = term if wrong != "drop" else term * (len(kept.targets) / len(batch.targets))
+            except EdgewiseError as error:
+                raise _named(name, error) from error
             except ValueError as error:  # shapes that don't fit, too few classes
-                raise ModelError(
-                    f"{name} can't be computed: {error}", where="losses", hint="tap other layers, or leave it out"
-                ) from error
+                way = "choose other layers, or another loss" if pairs else "choose another loss, or leave it out"
+                raise ModelError(f"{name} can't be computed: {error}", where="losses", hint=way) from error
         return terms
 
 
@@ -139,9 +143,9 @@ def combined(logits: Sequence[Tensor], mean: str, shares: Sequence[float], tempe
 def corrected(wrong: str, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Outputs, Outputs, Batch]:
     """Both nets' outputs and the batch after the policy for samples that the teacher gets wrong.
 
-    drop: without them. swap: the teacher's first answer and the right one change places. masked: the classes that the
-    teacher puts above the right one are left out of both nets' answers (after arXiv 2407.00622, which leaves the right
-    one out too).
+    drop: without them (the mean is still over all). swap: the teacher's first answer and the right one change places.
+    masked: the classes that the teacher puts above the right one are left out of both nets' answers (after arXiv
+    2407.00622, which leaves the right one out too).
     """
     if wrong == "none":
         return student, teacher, batch
@@ -185,4 +189,10 @@ def _resolved(name: str, layers: object, ours: Trace, theirs: Trace) -> tuple[Pa
     try:
         return resolve(layers, ours, theirs)  # type: ignore[arg-type]
     except ModelError as error:
-        raise ModelError(error.message, where=f"losses: {name}", hint=error.hint) from error
+        raise _named(name, error) from error
+
+
+def _named(name: str, error: EdgewiseError) -> ModelError:
+    """``error`` with the loss that it is about; a user's file stays named too."""
+    inside = "" if error.where.startswith("losses") else error.where
+    return ModelError(error.message, where=f"losses: {name}" + (f" ({inside})" if inside else ""), hint=error.hint)

@@ -112,31 +112,30 @@ class _Kept:
     best_epoch: int = -1
     best_value: float = -math.inf
 
-    def follow(self, lesson: Lesson, decay: float, step: int) -> None:
-        """Move the average towards ``lesson``; early on it moves faster, so that the start is soon forgotten."""
+    def follow(self, model: nn.Module, decay: float, step: int) -> None:
+        """Move the average towards ``model``; early on it moves faster, so that the start is soon forgotten."""
+        now = _floats(model)
+        if not self.average:
+            self.average = {name: value.clone() for name, value in now.items()}
         decay = min(decay, (1 + step) / (10 + step))
-        for name, value in _floats(lesson).items():
-            if name in self.average:
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name] = value.clone()
+        torch._foreach_lerp_([self.average[name] for name in now], list(now.values()), 1 - decay)
 
 
-def _floats(lesson: Lesson) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in lesson.state_dict().items() if value.is_floating_point()}
+def _floats(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in model.state_dict().items() if value.is_floating_point()}
 
 
 @contextmanager
-def _wearing(lesson: Lesson, weights: dict[str, Tensor]) -> Iterator[None]:
-    """``lesson`` with other weights (none: its own) while the block lasts."""
-    own = {name: value.clone() for name, value in _floats(lesson).items()} if weights else {}
+def _wearing(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """``model`` with other weights (none: its own) while the block lasts."""
+    own = {name: value.clone() for name, value in _floats(model).items()} if weights else {}
     if weights:
-        lesson.load_state_dict(weights, strict=False)
+        model.load_state_dict(weights, strict=False)
     try:
         yield
     finally:
         if own:
-            lesson.load_state_dict(own, strict=False)
+            model.load_state_dict(own, strict=False)
 
 
 def fit(
@@ -157,8 +156,8 @@ def fit(
 
     Raises:
         DataError: fewer samples than one batch.
-        ModelError: the batch can't be shared by the processes, there is nothing to validate on, or a term is no longer
-            finite, or explodes; the last checkpoint is then from before.
+        ModelError: the batch can't be shared by the processes, there is nothing to validate on, or a term, a weight or
+            the validation metric is no longer finite; the last checkpoint is then from before.
     """
     fabric = _fabric(config.precision)
     samples, world = len(split.ids), fabric.world_size
@@ -178,7 +177,6 @@ def fit(
             hint="set the task's val_size, or leave early_stop out",
         )
     share = config.batch_size // world
-    torch.manual_seed(seed + fabric.global_rank)
     lesson.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(lesson, config)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -194,9 +192,8 @@ def fit(
         fabric.strategy.precision.load_state_dict(progress["precision"])
         history = [Epoch(**epoch) for epoch in progress["history"]]
         best_value = progress["best_value"]
-        kept = _Kept(
-            others["average"], others["best"], progress["best_epoch"], -math.inf if best_value is None else best_value
-        )
+        average, best = ({n: t.to(fabric.device) for n, t in others[group].items()} for group in ("average", "best"))
+        kept = _Kept(average, best, progress["best_epoch"], -math.inf if best_value is None else best_value)
 
     pending: checkpoints.Captured | None = None
     total, warmup = steps * config.epochs, round(config.warmup_epochs * steps)
@@ -213,6 +210,8 @@ def fit(
             number = view_number(augment, epoch)
             batch = _batch(split, visit[first : first + share], augment, seed, epoch, fabric.device)
             when = (done / steps, float(config.epochs), number)
+            # What a step draws (masks, negatives, dropout) hangs on its number alone, so a resumed run draws the same.
+            torch.manual_seed(int(np.random.SeedSequence([seed, fabric.global_rank, done]).generate_state(1)[0]))
             for turn in range(lesson.turns):
                 lesson.turn = turn
                 terms = _terms(fabric, lesson, wrapped, batch, when, sums, f"step {done + 1} of {total}")
@@ -224,7 +223,7 @@ def fit(
                     pending = None
                 _descend(fabric, lesson, wrapped, prepared, terms, config)
             if config.ema is not None:
-                kept.follow(lesson, config.ema, done)
+                kept.follow(lesson.model, config.ema, done)
             done += 1
             if done % steps == 0:
                 history.append(_closed(fabric, sums, steps, epoch, peaks[0] * factor))
@@ -247,7 +246,14 @@ def fit(
                 pending = checkpoints.capture(lesson, optimizer, state, others)
     chosen = kept.best if config.early_stop is not None else kept.average
     if chosen:
-        lesson.load_state_dict(chosen, strict=False)
+        lesson.model.load_state_dict(chosen, strict=False)
+    broken = [name for name, value in _floats(lesson.model).items() if not torch.isfinite(value).all()]
+    if broken:  # the last step has no next loss to show it
+        raise ModelError(
+            f"{broken[0]} is not finite after the last step",
+            where="the model",
+            hint="lower optimizer.lr, or set clip_norm",
+        )
     lesson.eval()
     return history
 
@@ -258,6 +264,7 @@ class _Sums:
 
     terms: dict[str, float] = field(default_factory=dict)
     unweighted: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
 
     def loss(self) -> float:
         """The sum of the weighted terms."""
@@ -267,6 +274,7 @@ class _Sums:
         """One step's value of one term."""
         self.terms[name] = self.terms.get(name, 0.0) + value * weight
         self.unweighted[name] = self.unweighted.get(name, 0.0) + value
+        self.steps[name] = self.steps.get(name, 0) + 1
 
 
 def _terms(
@@ -282,13 +290,16 @@ def _terms(
     with fabric.autocast():
         try:
             terms = wrapped(batch.inputs, batch.targets, batch.index, batch.partners, batch.share, when)
-        except ValueError as error:  # such as BatchNorm's, over one value a channel
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # BatchNorm's words
+                raise
             raise ModelError(
                 f"the model can't learn from a batch of {len(batch.inputs)} ({error})", hint="set a larger batch_size"
             ) from error
     weights = lesson.weights(when[0], when[1])
-    for name, term in terms.items():
-        value, weight = float(term.detach()), weights.get(name, 1.0)
+    values = torch.stack([term.detach().float() for term in terms.values()]).tolist()  # one wait for a GPU, not many
+    for name, value in zip(terms, values, strict=True):
+        weight = weights.get(name, 1.0)
         if not math.isfinite(value) or abs(value * weight) > EXPLODED:
             what = "exploded" if math.isfinite(value) else "is no longer finite"
             raise ModelError(
@@ -319,17 +330,25 @@ def _descend(
 
 def _closed(fabric: Fabric, sums: _Sums, steps: int, epoch: int, lr: float) -> Epoch:
     terms = _mean_over_processes(fabric, {name: value / steps for name, value in sums.terms.items()})
-    unweighted = _mean_over_processes(fabric, {name: value / steps for name, value in sums.unweighted.items()})
+    # A term that came late is averaged over the steps in which it came.
+    each = {name: value / sums.steps[name] for name, value in sums.unweighted.items()}
+    unweighted = _mean_over_processes(fabric, each)
     return Epoch(epoch + 1, sum(terms.values()), terms, lr, unweighted)
 
 
 def _validated(fabric: Fabric, lesson: Lesson, epoch: Epoch, validate: Validate, kept: _Kept, config: Fit) -> Epoch:
     """``epoch`` with its validation metric; the weights are kept where it is the best so far."""
     assert config.early_stop is not None
-    with _wearing(lesson, kept.average):
+    with _wearing(lesson.model, kept.average):
         value = float(fabric.broadcast(validate(lesson.model)))
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the metric on the validation split is {value} after epoch {epoch.epoch}",
+                where="fit.early_stop",
+                hint="lower optimizer.lr, or check the task's score",
+            )
         if value > kept.best_value + config.early_stop.min_gain:
-            kept.best = {name: tensor.detach().clone() for name, tensor in lesson.state_dict().items()}
+            kept.best = {name: tensor.detach().clone() for name, tensor in lesson.model.state_dict().items()}
             kept.best_epoch, kept.best_value = epoch.epoch, value
     lesson.train()
     return Epoch(**{**asdict(epoch), "validation": value})

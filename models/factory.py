@@ -29,12 +29,18 @@ def call(import_path: str, *values: object, error: type[EdgewiseError], argument
     except EdgewiseError:
         raise
     except Exception as cause:  # it is the user's code: anything may come
-        given = ", ".join([*(repr(v) for v in values), *(f"{k}={v!r}" for k, v in arguments.items())])
+        given = ", ".join([*map(_short, values), *(f"{name}={_short(value)}" for name, value in arguments.items())])
         raise error(
             f"the call {import_path.partition(':')[2]}({given}) failed: {type(cause).__name__}: {cause}",
             where=import_path,
             hint="run it in a Python shell with these arguments, and mend it there",
         ) from cause
+
+
+def _short(value: object) -> str:
+    """A value as an error may show it: what is no number, text or small shape is shown by its type."""
+    text = repr(value)
+    return text if len(text) <= 80 else type(value).__name__
 
 
 def resolve(import_path: str, *, error: type[EdgewiseError]) -> Callable[..., Any]:

@@ -94,7 +94,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_files_that_the_pages_name_are_there(page: Path) -> None:
-    rooms = "bench|compress|deploy|docs|models|recipes|scripts|src|tests|tools"
+    rooms = "bench|benchmarks|compress|deploy|docs|models|recipes|scripts|src|tests|tools"
     named = re.findall(rf"(?:`|run )((?:{rooms})/[\w./-]*\w/?)(?:`| )", page.read_text())
     assert [name for name in named if not (REPO / name).exists()] == []
 

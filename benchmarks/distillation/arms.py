@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from experiments import NETS, Arm
+from experiments import DATA, NETS
 from jobs import Run, history, surroundings, write
-from nets import PRECISION, Noisy, Place, accuracies, answers, draw_again, fresh, learn, lessons, task
+from nets import PRECISION, Noisy, Place, accuracy, answers, draw_again, fresh, kept_layers, learn, lessons, task
 from torch import nn
 
 from edgewise.compress.macs import count
@@ -29,15 +33,60 @@ def lesson(place: Place, run: Run) -> dict[str, Any]:
     return fields
 
 
-def kept(place: Place, run: Run) -> bool:
-    """Whether the arm's teachers are read from disk: where no loss looks inside them."""
+def kept(place: Place, run: Run) -> str | None:
+    """Which of its teachers' answers the arm reads from disk; None where they answer live, or there are none."""
     if not run.settings.teachers:
-        return False
+        return None
     try:
-        losses = lessons(lesson(place, run), run.fit).losses
+        return kept_layers(lessons(lesson(place, run), run.fit).losses)
     except ValueError:
-        return False  # the run itself says what is wrong
-    return all(loss.wanted_layers() is None for loss in losses)
+        return None  # the run itself says what is wrong
+
+
+def asked(place: Place, run: Run) -> dict[str, Any]:
+    """What ``experiments.py`` says of the run, as JSON; defaults of configs are not in it."""
+    arm = run.settings
+    fields = {name: value for name, value in arm.lesson.items() if name != "ensemble"}
+    config = {**fields, "fit": run.fit, "noise": arm.noise, "start": arm.start}
+    augment = DATA[run.of.data].config(place.data).augment.model_dump(mode="json")
+    teachers = arm.nets(run.seed)[: len(arm.teachers)]
+    plain: dict[str, Any] = json.loads(json.dumps({"config": config, "augment": augment, "teachers": teachers}))
+    return plain
+
+
+def settings(place: Place, run: Run) -> dict[str, Any]:
+    """What was asked for with every default written out.
+
+    Raises:
+        ValueError: a loss or a field is not known.
+    """
+    arm, found = run.settings, asked(place, run)
+    if arm.teachers:
+        config = lessons(lesson(place, run), run.fit).model_dump(mode="json")
+        config.pop("ensemble")  # it holds paths of this machine; "teachers" names them
+        mean = arm.lesson.get("ensemble", {}).get("mean")
+        found["config"] = {**found["config"], **config, "ensemble_mean": mean, "teacher_precision": PRECISION}
+    return found
+
+
+def stale(place: Place, runs: Sequence[Run]) -> list[Path]:
+    """Results of other settings than the runs ask for now."""
+    found = []
+    for run in runs:
+        path = run.result(place.out)
+        if path.exists() and not _within(asked(place, run), json.loads(path.read_text())):
+            found.append(path)
+    return found
+
+
+def _within(asked: Any, record: Any) -> bool:
+    """Whether ``record`` says all that ``asked`` says."""
+    if isinstance(asked, dict):
+        return isinstance(record, dict) and all(n in record and _within(v, record[n]) for n, v in asked.items())
+    if isinstance(asked, list):
+        same = isinstance(record, list) and len(record) == len(asked)
+        return same and all(_within(one, other) for one, other in zip(asked, record, strict=True))
+    return bool(asked == record)
 
 
 def train(place: Place, run: Run, tick: Tick) -> None:
@@ -49,8 +98,10 @@ def train(place: Place, run: Run, tick: Tick) -> None:
         split = Noisy(split, arm.noise, len(of.classes))
     model = _start(place, run, of)
     teachers = tuple(load_model(place.net(name.format(seed=run.seed)))[0] for name in arm.teachers)
-    caches = [answers(place, run.of.data, teacher, run.seed) for teacher in teachers] if kept(place, run) else []
-    checkpoint = place.checkpoint(run.name)
+    layers = kept(place, run)
+    caches = [answers(place, run.of.data, teacher, run.seed, layers) for teacher in teachers] if layers else []
+    digest = hashlib.sha256(json.dumps(asked(place, run), sort_keys=True).encode()).hexdigest()
+    checkpoint = place.checkpoint(f"{run.name}.{digest[:8]}")
     resumed = checkpoint.exists()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
@@ -77,17 +128,15 @@ def train(place: Place, run: Run, tick: Tick) -> None:
             "experiment": run.experiment,
             "arm": run.arm,
             "seed": run.seed,
-            **accuracies(model, of),
+            "test": accuracy(model, of),
             "train_images": len(split.ids),
             "wall_s": wall,
             "cpu_s": cpu,
             "resumed": resumed,
             "answers": ("kept" if caches else "live") if teachers else None,
-            "teachers": list(arm.nets(run.seed)[: len(teachers)]),
             "params": size.params,
             "macs": size.macs,
-            "config": _config(place, run, arm),
-            "augment": of.augment.model_dump(mode="json"),
+            **settings(place, run),
             "epochs": history(epochs),
             "made_with": surroundings(),
         },
@@ -106,12 +155,3 @@ def _start(place: Place, run: Run, of: Task) -> nn.Module:
     # Adapters are drawn after this.
     torch.manual_seed(run.seed)
     return model
-
-
-def _config(place: Place, run: Run, arm: Arm) -> dict[str, Any]:
-    """Every setting, defaults written out."""
-    if arm.teachers:
-        config: dict[str, Any] = lessons(lesson(place, run), run.fit).model_dump(mode="json")
-        config.pop("ensemble", None)  # it holds paths of this machine; "teachers" names them
-        return {**config, "teacher_precision": PRECISION, "noise": arm.noise, "start": arm.start}
-    return {"fit": dict(run.fit), "noise": arm.noise, "start": arm.start}

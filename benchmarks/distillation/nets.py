@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from torch import nn
 
 from edgewise.compress.cache import Identity, TeacherCache, cache_folder, data_fingerprint, open_cache, teacher_digest
 from edgewise.compress.config import Distill, Fit, Prune
+from edgewise.compress.layers import resolve, sizes, trace
+from edgewise.compress.losses.base import Loss
 from edgewise.compress.prune import prune
 from edgewise.compress.saved import ChannelPlan, Description, load_model, save_model
 from edgewise.compress.strategies.offline import distill
+from edgewise.compress.taps import tapped
 from edgewise.compress.train import Epoch, evaluate, fit, labels_only
 from edgewise.models.build import build
 from edgewise.models.config import ModelConfig
@@ -169,7 +172,12 @@ def make_net(place: Place, name: str, tick: Tick = silent) -> None:
             tick=tick,
         )
         about = {"loss": history[-1].loss}
-    about |= {"name": name, "seconds": time.perf_counter() - start, **accuracies(model, of)}
+    about |= {
+        "name": name,
+        "settings": asdict(net),
+        "seconds": time.perf_counter() - start,
+        "test": accuracy(model, of),
+    }
     folder = place.net(name)
     beside = folder.with_name(f".{name}.{os.getpid()}")
     save_model(model, description, beside)
@@ -188,34 +196,41 @@ def _pruned(place: Place, net: Net, of: Task) -> tuple[nn.Module, Description, d
     return model, smaller, costs
 
 
-def accuracies(model: nn.Module, of: Task) -> dict[str, float]:
-    """The metric on the validation and the test split, after training and used for no choice."""
-    splits = {name: of.splits[name] for name in ("val", "test")}
-    return {name: float(of.score(evaluate(model, split), split.targets).mean()) for name, split in splits.items()}
+def accuracy(model: nn.Module, of: Task) -> float:
+    """The metric on the test split."""
+    test = of.splits["test"]
+    return float(of.score(evaluate(model, test), test.targets).mean())
 
 
-def answers(place: Place, data: str, teacher: nn.Module, seed: int) -> TeacherCache:
+def kept_layers(losses: Sequence[Loss]) -> str | None:
+    """Which of a teacher's answers the losses ask for, where they are few enough to keep: ``logits``, or with them what
+    goes into its classifier, ``embedding``. None: the teacher answers live."""
+    wanted = {loss.wanted_layers() for loss in losses} - {None}
+    return "logits" if not wanted else "embedding" if wanted == {"embedding"} else None
+
+
+def answers(place: Place, data: str, teacher: nn.Module, seed: int, layers: str) -> TeacherCache:
     """The cache of a teacher's answers to the views that an arm of ``seed`` shows; close it."""
     of = task(place, data)
-    augment = of.augment
     identity = Identity(
         teacher=teacher_digest(teacher),
         data=_samples(place, data),
-        view={"augment": augment.model_dump(mode="json"), "seed": seed, "precision": PRECISION},
+        view={"augment": of.augment.model_dump(mode="json"), "seed": seed, "precision": PRECISION},
         logits=len(of.classes),
         samples=len(of.splits["train"].ids),
-        views=augment.views or 1,
+        views=of.augment.views or 1,
+        features=_tapped(teacher, of.input_shape, layers),
     )
     return open_cache(cache_folder(place.out / "answers", identity), identity, max_bytes=2**30)
 
 
-def keep_answers(place: Place, data: str, name: str, seed: int, tick: Tick = silent) -> None:
+def keep_answers(place: Place, data: str, name: str, seed: int, layers: str, tick: Tick = silent) -> None:
     """Ask the net ``name`` once for every view of every training sample."""
     of, teacher = task(place, data), load_model(place.net(name))[0]
     teacher.to(memory_format=torch.channels_last)
-    split = of.splits["train"]
+    split, taps = of.splits["train"], tuple(_tapped(teacher, of.input_shape, layers))
     samples, views = len(split.ids), of.augment.views or 1
-    with answers(place, data, teacher, seed) as cache:
+    with answers(place, data, teacher, seed, layers) as cache, tapped(teacher, taps) as features:
         for number in range(views):
             for first in range(0, samples, 128):
                 index = np.arange(first, min(first + 128, samples))
@@ -223,5 +238,14 @@ def keep_answers(place: Place, data: str, name: str, seed: int, tick: Tick = sil
                     inputs = torch.from_numpy(view(split, index, of.augment, seed, number).inputs)
                     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                         logits = teacher(inputs.to(memory_format=torch.channels_last))
-                    cache.put(number, index, logits.float())
+                    cache.put(number, index, logits.float(), tuple(features[tap].float() for tap in taps))
                 tick(number * samples + int(index[-1]) + 1, views * samples, f"view {number + 1}/{views}")
+
+
+def _tapped(teacher: nn.Module, input_shape: tuple[int, ...], layers: str) -> dict[str, tuple[int, ...]]:
+    """Layer -> shape without N."""
+    if layers == "logits":
+        return {}
+    seen = trace(teacher, input_shape)
+    pairs = resolve("embedding", seen, seen)
+    return {pair.teacher: shape for pair, shape in zip(pairs, sizes(pairs, seen, seen, 1).teacher, strict=True)}

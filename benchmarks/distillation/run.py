@@ -5,8 +5,8 @@
     python benchmarks/distillation/run.py e2 --data FOLDER --out runs/distillation --seeds 0 1 2
     python benchmarks/distillation/summarise.py --out runs/distillation
 
-FOLDER holds cifar10_jpeg.npz, fashion_mnist.npz and cifar10_resnets/resnet{20,56}.pth. Start the same command in as many
-processes as there are cores: they share the work, one thread each. A process that is killed goes on from its last
+FOLDER holds cifar10_jpeg.npz, fashion_mnist.npz and cifar10_resnets/resnet{20,56}.pth. Start the same command in as
+many processes as there are cores: they share the work, one thread each. A process that is killed goes on from its last
 checkpoint when it is started again; finished runs are skipped.
 """
 
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two processes on 
 
 import arms
 import costs
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, NETS
 from jobs import Job, Run, nets, runs, work_off, write
 from nets import Place, keep_answers, make_net
 
@@ -41,19 +41,16 @@ def jobs(place: Place, chosen: Sequence[Run], *, only_nets: bool = False) -> lis
     def need(name: str) -> Path:
         folder = place.net(name)
         if f"net.{name}" not in found:
-            needs = tuple(need(other) for other in nets_needed(name))
+            needs = tuple(need(other) for other in NETS[name].needs)
             work = functools.partial(make_net, place, name)
             found[f"net.{name}"] = Job(f"net.{name}", folder, needs, work, costs.of_net(name))
         return folder
 
-    def nets_needed(name: str) -> tuple[str, ...]:
-        return costs.NETS[name].needs
-
-    def need_answers(data: str, name: str, seed: int) -> Path:
-        title = f"answers.{data}.{name}.{seed}"
+    def need_answers(data: str, name: str, seed: int, layers: str) -> Path:
+        title = f"answers.{data}.{name}.{layers}.{seed}"
         target = place.out / "answers" / f"{title}.json"
         if title not in found:
-            work = functools.partial(_keep, place, data, name, seed, target)
+            work = functools.partial(_keep, place, data, name, seed, layers, target)
             found[title] = Job(title, target, (need(name),), work, costs.of_answers(data, name))
         return target
 
@@ -62,19 +59,21 @@ def jobs(place: Place, chosen: Sequence[Run], *, only_nets: bool = False) -> lis
             need(name)
         return list(found.values())
     for run in chosen:
-        kept = arms.kept(place, run)
+        layers = arms.kept(place, run)
         needs = [need(name) for name in run.settings.nets(run.seed)]
-        if kept:
-            needs += [need_answers(run.of.data, t.format(seed=run.seed), run.seed) for t in run.settings.teachers]
+        if layers:
+            names = run.settings.nets(run.seed)[: len(run.settings.teachers)]
+            needs += [need_answers(run.of.data, name, run.seed, layers) for name in names]
         work = functools.partial(arms.train, place, run)
-        found[run.name] = Job(run.name, run.result(place.out), tuple(needs), work, costs.of_run(run, kept))
+        seconds = costs.of_run(run, live=layers is None)
+        found[run.name] = Job(run.name, run.result(place.out), tuple(needs), work, seconds)
     return list(found.values())
 
 
-def _keep(place: Place, data: str, name: str, seed: int, target: Path, tick: Tick) -> None:
+def _keep(place: Place, data: str, name: str, seed: int, layers: str, target: Path, tick: Tick) -> None:
     start = time.perf_counter()
-    keep_answers(place, data, name, seed, tick)
-    write(target, {"net": name, "data": data, "seed": seed, "wall_s": time.perf_counter() - start})
+    keep_answers(place, data, name, seed, layers, tick)
+    write(target, {"net": name, "data": data, "seed": seed, "layers": layers, "wall_s": time.perf_counter() - start})
 
 
 def chosen_runs(what: str, seeds: Sequence[int] | None, worker: tuple[int, int]) -> list[Run]:
@@ -127,7 +126,7 @@ def _worker(text: str) -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 where a run failed."""
+    """0; 1 where a run failed; 2 where the results are of other settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=WHAT, help="plan: only say what would be done; nets: only make the teachers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the data files")
@@ -139,7 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     place = Place(given.data, given.out)
-    todo = jobs(place, chosen_runs(given.what, given.seeds, given.worker), only_nets=given.what == "nets")
+    chosen = chosen_runs(given.what, given.seeds, given.worker)
+    old = arms.stale(place, chosen)
+    if old:
+        print("made with other settings: " + ", ".join(path.name for path in old), file=sys.stderr)
+        print(f"  next: remove them from {old[0].parent}, or give another --out", file=sys.stderr)
+        return 2
+    todo = jobs(place, chosen, only_nets=given.what == "nets")
     if given.what == "plan":
         print(plan(todo, given.processes))
         return 0

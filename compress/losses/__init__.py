@@ -42,42 +42,12 @@ from edgewise.compress.losses.ttm import TTM, WTTM, ttm_loss, wttm_loss
 from edgewise.compress.losses.value_relations import ValueRelations, value_relations_loss
 from edgewise.compress.losses.vid import VID, vid_loss
 
-LossConfig = Annotated[
-    KD
-    | LogitMSE
-    | DKD
-    | NKD
-    | DIST
-    | MLKD
-    | TTM
-    | WTTM
-    | MultiLabel
-    | Regression
-    | BoundedRegression
-    | LogitGram
-    | FitNet
-    | AT
-    | HCL
-    | MaskedFeature
-    | ReviewKD
-    | VID
-    | PKT
-    | CWD
-    | MGD
-    | SimKD
-    | CRD
-    | RKDDistance
-    | RKDAngle
-    | SP
-    | CC
-    | FSP
-    | HiddenStates
-    | HiddenCosine
-    | AttentionMatrices
-    | ValueRelations
-    | Custom,
-    Field(discriminator="kind"),
-]
+_Logits = KD | LogitMSE | DKD | NKD | DIST | MLKD | TTM | WTTM | MultiLabel | Regression | BoundedRegression | LogitGram
+_Features = FitNet | AT | HCL | MaskedFeature | ReviewKD | VID | PKT | CWD | MGD | SimKD | CRD
+_Relations = RKDDistance | RKDAngle | SP | CC | FSP
+_Tokens = HiddenStates | HiddenCosine | AttentionMatrices | ValueRelations
+
+LossConfig = Annotated[_Logits | _Features | _Relations | _Tokens | Custom, Field(discriminator="kind")]
 
 __all__ = [
     "AT",

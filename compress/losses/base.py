@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from edgewise.compress.schedule import Value, value_at
 from edgewise.config import Config
@@ -84,7 +84,22 @@ class LayerMap(Config):
     teacher: str
 
 
-Layers = Literal["auto", "last", "embedding"] | tuple[str | Pair, ...] | LayerMap
+def json_type(value: Any) -> str | None:
+    """What tells the members of a union of text, list and mapping apart, so that a mistake is told of one of them."""
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list | tuple):
+        return "array"
+    return "object" if isinstance(value, dict | Config) else None
+
+
+_Named = Annotated[Annotated[str, Tag("string")] | Annotated[Pair, Tag("object")], Discriminator(json_type)]
+Layers = Annotated[
+    Annotated[Literal["auto", "last", "embedding"], Tag("string")]
+    | Annotated[tuple[_Named, ...], Field(min_length=1), Tag("array")]
+    | Annotated[LayerMap, Tag("object")],
+    Discriminator(json_type),
+]
 """``auto``: the last layer of each map size that both nets have; ``last``: only the deepest of those; ``embedding``:
 what goes into the classifier; or names: one where both nets use the same, a pair where they don't; or a map."""
 
@@ -94,6 +109,8 @@ class Loss(Config):
 
     # Softmax over two classes has one degree of freedom: some methods have nothing left to say.
     least_classes: ClassVar[int] = 2
+    # False where the logits are read as they are, and not as probabilities.
+    softens: ClassVar[bool] = True
     # False where the logits are no answers about one class: whether the teacher is wrong has no meaning then.
     about_classes: ClassVar[bool] = True
     # True where the loss reads the labels, so that mixed or unlabelled samples are refused.
@@ -150,8 +167,10 @@ class LogitLoss(Loss):
         least = max(self.least_classes, 3 if self.standardize else 2)
         if ours.shape[-1] < least:
             what = f"{self.kind} with standardize" if self.standardize else self.kind
-            other = "kd or logit_mse" if ours.shape[-1] == 2 else "multi_label or regression"
-            raise ValueError(f"{what} needs at least {least} classes, got {ours.shape[-1]}; use {other}")
+            other = "use kd or logit_mse" if ours.shape[-1] == 2 else "use multi_label or regression"
+            if ours.shape[-1] >= max(self.least_classes, 2):
+                other = "leave standardize out"
+            raise ValueError(f"{what} needs at least {least} classes, got {ours.shape[-1]}; {other}")
         return (standardized(ours), standardized(theirs)) if self.standardize else (ours, theirs)
 
 

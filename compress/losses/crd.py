@@ -16,6 +16,7 @@ not see each other's updates, so several are refused too.
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -111,11 +112,11 @@ class CRD(Loss):
         Raises:
             ValueError: the memories would be too large, there is nothing to draw from, or there are several processes.
         """
-        from torch import distributed, nn
+        from torch import nn
 
         from edgewise.compress.contrast import Contrast
 
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the process group itself is made later
             raise ValueError("crd keeps its memories in one process, and the updates of others would be lost: use one")
         if sizes.samples < 2:
             raise ValueError(f"crd draws other samples, and there are {sizes.samples}")
@@ -159,7 +160,8 @@ class CRD(Loss):
         ours, theirs = learner.embed(student, teacher)
         memories = learner.student_memory, learner.teacher_memory
         drawn = learner.draw(index, self.negatives)
-        learner.scale(crd_scores(ours, theirs, *memories, drawn, temperature=self.temperature))
+        if learner.unscaled:
+            learner.scale(crd_scores(ours, theirs, *memories, drawn, temperature=self.temperature))
         loss = crd_loss(ours, theirs, *memories, drawn, temperature=self.temperature, log_z=learner.log_z)
         learner.remember(ours, theirs, index, self.momentum)
         return loss

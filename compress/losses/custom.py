@@ -7,17 +7,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue
 
 from edgewise.compress.losses.base import Batch, Layers, Loss, Outputs, Sizes
-from edgewise.errors import ModelError
+from edgewise.errors import EdgewiseError, ModelError
 from edgewise.models import factory
 from edgewise.models.config import IMPORT_PATH
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+@lru_cache
+def _resolved(import_path: str) -> Callable[..., Any]:
+    return factory.resolve(import_path, error=ModelError)
 
 
 class Custom(Loss):
@@ -36,7 +43,7 @@ class Custom(Loss):
         """The user's module, where the path names a class."""
         from torch import nn
 
-        if not isinstance(factory.resolve(self.loss, error=ModelError), type):
+        if not isinstance(_resolved(self.loss), type):
             return None
         made = factory.call(self.loss, sizes, error=ModelError, arguments=dict(self.arguments))
         if not isinstance(made, nn.Module):
@@ -52,12 +59,25 @@ class Custom(Loss):
         import torch
 
         found: Any
-        if learner is not None:
-            found = learner(student, teacher, batch)
-        else:
-            arguments = dict(self.arguments)
-            found = factory.call(self.loss, student, teacher, batch, error=ModelError, arguments=arguments)
+        arguments = dict(self.arguments) if learner is None else {}
+        call = learner if learner is not None else _resolved(self.loss)
+        try:
+            found = call(student, teacher, batch, **arguments)
+        except EdgewiseError:
+            raise
+        except Exception as cause:  # it is the user's code: anything may come
+            raise ModelError(
+                f"the call failed: {type(cause).__name__}: {cause}",
+                where=self.loss,
+                hint="it is called with (student: Outputs, teacher: Outputs, batch: Batch) and your arguments",
+            ) from cause
         if not isinstance(found, torch.Tensor) or found.dim() != 0:
             got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
             raise ModelError(f"expected a scalar tensor, got {got}", where=self.loss, hint="end it with .mean()")
+        if student.logits.requires_grad and not found.requires_grad:
+            raise ModelError(
+                "the student can't learn from it: no gradient reaches the student",
+                where=self.loss,
+                hint="compute it from student.logits or student.features, without detach",
+            )
         return found

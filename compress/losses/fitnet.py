@@ -4,8 +4,9 @@
 
 Romero et al., "FitNets: Hints for Thin Deep Nets", arXiv 1412.6550, equation 3. The paper takes half the sum over
 channels and positions, C H W / 2 times as much; the mean, and the weight of 100 that goes with it, are those of the
-common one-stage code. The regressor r is a 1x1 convolution with BatchNorm (linear for tokens and vectors) after pooling the
-larger map to the smaller; without BatchNorm, the weight of 100 explodes at a learning rate of 0.1. It has no ReLU, unlike the paper's: a ReLU can't reach a teacher's feature that is negative somewhere.
+common one-stage code. The regressor r is a 1x1 convolution with BatchNorm (linear for tokens and vectors) after pooling
+the larger map to the smaller; without BatchNorm, the weight of 100 explodes at a learning rate of 0.1. It has no ReLU,
+unlike the paper's: a ReLU can't reach a teacher's feature that is negative somewhere.
 
 One stage: this loss as a term beside the others. Two stages, as in the paper: two ``distill`` stages of a recipe, the
 first with ``cross_entropy: 0`` and only this loss, on one middle layer. Layers above it get no gradient there, and stay

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     """Scalar loss of logits ``student`` (N, K) against ``teacher`` (N, K), in float32.
 
     Raises:

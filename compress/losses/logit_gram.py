@@ -53,6 +53,7 @@ def logit_gram_loss(student: Tensor, teacher: Tensor, *, over: Over = "both") ->
 class LogitGram(LogitLoss):
     """Gram matrices of the logits, between samples, between classes, or both."""
 
+    softens: ClassVar[bool] = False
     through_softmax: ClassVar[bool] = False
 
     kind: Literal["logit_gram"] = "logit_gram"

@@ -36,6 +36,7 @@ def logit_mse_loss(student: Tensor, teacher: Tensor, *, centre: bool = False) ->
 class LogitMSE(LogitLoss):
     """Mean squared error of the logits."""
 
+    softens: ClassVar[bool] = False
     through_softmax: ClassVar[bool] = False
 
     kind: Literal["logit_mse"] = "logit_mse"

@@ -38,6 +38,7 @@ class MultiLabel(Loss):
     """Distillation where a sample may have any number of labels."""
 
     about_classes: ClassVar[bool] = False
+    softens: ClassVar[bool] = False
 
     kind: Literal["multi_label"] = "multi_label"
     weight: Value = 1.0

@@ -61,8 +61,9 @@ def unit(vectors: Tensor) -> Tensor:
         return vectors
     length = vector_norm(vectors, dim=-1, keepdim=True)
     # Dividing by a clamped length would send gradients of 1 / eps through a pair of duplicates.
-    some = length > 1e-6 * length.detach().max()
-    return where(some, vectors, 0.0) / where(some, length, 1.0)
+    # What is not finite is never taken for short: it must show.
+    short = length.isfinite() & (length <= 1e-6 * length.detach().max())
+    return where(short, 0.0, vectors) / where(short, 1.0, length)
 
 
 def exact(tensor: Tensor) -> AbstractContextManager[object]:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 def reviewkd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, bins: tuple[int, ...] = (4, 2, 1)) -> Tensor:
-    """Scalar loss between the fused maps of the student and the maps of the teacher, each pair of one shape.
+    """Scalar loss between the fused maps of the student and the maps of the teacher, in float32: as many of each, and
+    each pair of one shape (N, C, H, W).
 
     Raises:
         ValueError: there is nothing to compare, or shapes differ.

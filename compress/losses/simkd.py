@@ -34,7 +34,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     if student.dim() != 4 or teacher.dim() != 4 or student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
-            "simkd compares maps (N, C, H, W) of the same channels, "
+            "simkd needs maps (N, C, H, W) of the same channels, "
             f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])

@@ -43,7 +43,8 @@ def ttm_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.1) -> Tensor:
 
 
 def wttm_loss(student: Tensor, teacher: Tensor, *, gamma: float = 0.2) -> Tensor:
-    """``ttm_loss`` with more weight on the samples that the teacher is unsure of.
+    """Scalar loss of logits ``student`` (N, K) against ``teacher`` (N, K), in float32: ``ttm_loss`` with more weight on
+    the samples that the teacher is unsure of.
 
     Raises:
         ValueError: the two shapes differ.

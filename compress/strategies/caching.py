@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +20,7 @@ from edgewise.compress.cache import (
     data_fingerprint,
     no_room,
     open_cache,
+    prune_cache,
     teacher_digest,
 )
 from edgewise.compress.config import Offline
@@ -42,6 +44,7 @@ def caches(
     classes: int,
     seed: int,
     augment: Augment | None = None,
+    names: Sequence[str] = (),
     tell: Callable[[str], None] = ignore,
 ) -> Iterator[OpenCache]:
     """What ``offline.distill`` calls to open each teacher's cache under ``root``; they are closed at the end.
@@ -49,12 +52,15 @@ def caches(
     With ``cache: auto`` a teacher is asked live where no view comes again or its answers don't fit, and ``tell`` says
     so; with ``on`` that is refused.
 
+    ``names`` says more of each teacher than its tensors do: a hash that covers the code it runs, for instance.
+
     Raises:
         ArtifactError: on opening, with ``on``: the answers don't fit ``config.cache_bytes`` or the disk.
     """
     augment = augment or Augment()
     epochs = config.fit.epochs
     views = 1 + max(view_number(augment, epoch) for epoch in range(epochs))
+    data = cache(lambda: data_fingerprint(split))  # one pass over the data, and only where a cache is used
     with ExitStack() as stack:
 
         def open_one(place: int, features: Mapping[str, tuple[int, ...]]) -> TeacherCache | None:
@@ -62,12 +68,14 @@ def caches(
                 return None
             identity = Identity(
                 teacher=teacher_digest(teachers[place]),
-                data=data_fingerprint(split),
+                data=data(),
                 view={
                     "augment": augment.model_dump(mode="json"),
-                    "seed": seed if views > 1 else None,
+                    "seed": seed if augment.draws else None,
                     "precision": config.fit.precision,
+                    "teacher": names[place] if names else None,
                 },
+                dtype=config.cache_dtype,
                 logits=classes,
                 samples=len(split.ids),
                 views=views,
@@ -81,3 +89,4 @@ def caches(
             return stack.enter_context(open_cache(folder, identity, max_bytes=config.cache_bytes))
 
         yield open_one
+    prune_cache(root, config.cache_bytes)

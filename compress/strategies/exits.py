@@ -2,15 +2,16 @@
 
     L = CE(z, y) + sum over exits i of (1 - a) * CE(q_i, y) + a * T^2 * KL(q_i || sg z) + b * |F_i - sg F|^2
 
-Zhang et al., "Be Your Own Teacher", arXiv 1905.08094, equation 7: a = 0.1, T = 3, b = 1e-6 in the authors' code. An exit
-is a 1x1 convolution to the last map's channels (its output is F_i), pooling and a linear classifier. The authors' exits
-are stacks of separable convolutions; these cost less and leave the same net behind.
+Zhang et al., "Be Your Own Teacher", arXiv 1905.08094, equation 7: a = 0.1, T = 3, b = 1e-6 in the authors' code. An
+exit is a 1x1 convolution to the last map's channels (its output is F_i), pooling and a linear classifier. The authors'
+exits are stacks of separable convolutions; these cost less and leave the same net behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from edgewise.compress.adapters import map_shape, to_map
 from edgewise.compress.config import SelfDistill
-from edgewise.compress.layers import Trace, resolve, trace
+from edgewise.compress.layers import Trace, resolve, sizes, trace
 from edgewise.compress.lesson import Lesson, label_loss
-from edgewise.compress.losses.base import Batch
+from edgewise.compress.losses.base import Batch, Pair
 from edgewise.compress.losses.kd import kd_loss
 from edgewise.compress.schedule import value_at
 from edgewise.compress.taps import tapped
@@ -63,7 +64,9 @@ class Exits(Lesson):
         super().__init__(model)
         self.layers, self.last, self.config, self.features = layers, last, config, features
         end = map_shape(found.shapes[last])
-        self.exits = nn.ModuleList(Exit(map_shape(found.shapes[name])[0], end, found.output[-1]) for name in layers)
+        pairs = tuple(Pair(student=name, teacher=name) for name in layers)
+        shapes = sizes(pairs, found, found, samples=0).student  # also of what goes into a layer
+        self.exits = nn.ModuleList(Exit(map_shape(shape)[0], end, found.output[-1]) for shape in shapes)
 
     def weights(self, epoch: float, epochs: float) -> dict[str, float]:
         """The labels' at the end; at every exit the labels', its own end's and the features'."""
@@ -88,6 +91,26 @@ class Exits(Lesson):
         return terms
 
 
+def exit_layers(
+    model: nn.Module, chosen: Literal["auto"] | tuple[str, ...], input_shape: tuple[int, ...]
+) -> tuple[Trace, tuple[str, ...], str]:
+    """A dry run of ``model``, the layers with exits, and the deepest map.
+
+    Raises:
+        ModelError: there is no inner layer to leave at, or a named one isn't there.
+    """
+    found = trace(model, input_shape)
+    stages = list(found.stages)
+    layers = tuple(stages[:-1]) if chosen == "auto" else tuple(p.student for p in resolve(chosen, found, found))
+    if not stages or not layers:
+        raise ModelError(
+            f"no inner layer to leave at; maps of different size: {', '.join(stages) or 'none'}",
+            where="layers",
+            hint="name layers whose output is a map (N, C, H, W) or tokens (N, L, D)",
+        )
+    return found, layers, stages[-1]
+
+
 def learn_from_end(
     model: nn.Module,
     split: Split,
@@ -104,19 +127,10 @@ def learn_from_end(
     Raises:
         ModelError: there is no inner layer to leave at, or a named one is no map.
     """
-    found = trace(model, split.read(np.zeros(1, np.int64)).shape[1:])
-    stages = list(found.stages)
-    chosen = config.layers
-    layers = tuple(stages[:-1]) if chosen == "auto" else tuple(p.student for p in resolve(chosen, found, found))
-    if not stages or not layers:
-        raise ModelError(
-            f"no inner layer to leave at; maps of different size: {', '.join(stages) or 'none'}",
-            where="layers",
-            hint="name layers whose output is a map (N, C, H, W) or tokens (N, L, D)",
-        )
+    found, layers, last = exit_layers(model, config.layers, split.read(np.zeros(1, np.int64)).shape[1:])
     torch.manual_seed(seed)
-    with tapped(model, (*layers, stages[-1])) as features:
-        lesson = Exits(model, layers, stages[-1], found, config, features)
+    with tapped(model, (*layers, last)) as features:
+        lesson = Exits(model, layers, last, found, config, features)
         return fit(
             lesson, split, config.fit, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick
         )

@@ -4,12 +4,13 @@
 
 R_BN is in ``statistics.py``; TV is the sum of the norms of the batch's differences to the right, down and along both
 diagonals; JS, at temperature 3, sends images to where a student still disagrees (adaptive inversion).
-Yin et al., "Dreaming to Distill", arXiv 1912.08795, sections 3.2 and 3.3; numbers of their CIFAR-10 code.
+Yin et al., "Dreaming to Distill", arXiv 1912.08795, section 3.
 
-We differ: JS is the Jensen-Shannon divergence of the paper, in nats; the published code clips probabilities to
-[0.01, 0.99] and takes KL(mean || each), the other way round. A batch is never smaller than the others by more than one
-image, because a small batch can't carry the statistics. The pixels can be kept within what a real image can hold.
-Pixels, not weights, are optimised here, so this is no run of the training loop.
+We differ: the learning rate falls along a cosine unless told otherwise. JS is the Jensen-Shannon divergence of the
+paper, in nats; the published code clips probabilities to [0.01, 0.99] and takes KL(mean || each), the other way
+round. No batch is smaller than the others by more than one image, because a small one can't carry the statistics. The
+pixels can be kept within what a real image can hold. Pixels, not weights, are optimised here, so this is no run of
+the training loop.
 """
 
 from __future__ import annotations

@@ -52,17 +52,18 @@ class Peers(Lesson):
         self.turns = len(peers) if config.update == "in_turn" else 1
 
     def weights(self, epoch: float, epochs: float) -> dict[str, float]:
-        """Those of the recipe; of a loss, shared among the other peers."""
-        peers = 1 + len(self.others)
+        """Those of the recipe, with the labels alone at first where it says so; of a loss, shared among the peers."""
+        peers, alone = 1 + len(self.others), epoch < self.config.label_only_epochs
+        labels = 1.0 if alone else value_at(self.config.cross_entropy, epoch, epochs)
         found = {}
         for k in range(peers):
-            found[f"peer {k + 1}: cross_entropy"] = value_at(self.config.cross_entropy, epoch, epochs)
+            found[f"peer {k + 1}: cross_entropy"] = labels
             for one, each in self.between.items():
                 assert isinstance(each, Signals)
                 learns, _, teaches = one.partition("<")
                 if int(learns) == k:
                     for name, loss in each.losses.items():
-                        weight = value_at(loss.weight, epoch, epochs) / (peers - 1)
+                        weight = 0.0 if alone else value_at(loss.weight, epoch, epochs) / (peers - 1)
                         found[f"peer {k + 1}: {name} from {int(teaches) + 1}"] = weight
         return found
 
@@ -89,6 +90,7 @@ class Peers(Lesson):
                     ([answers[other].detach()], taught),
                     batch,
                     active=[n for n in each.losses if weights[f"peer {k + 1}: {n} from {other + 1}"] > 0],  # type: ignore[union-attr]
+                    wrong=self.config.teacher_wrong,
                 )
                 terms |= {f"peer {k + 1}: {name} from {other + 1}": term for name, term in found.items()}
         return terms

@@ -21,7 +21,7 @@ from edgewise.compress.config import Fit, Lessons, Offline
 from edgewise.compress.lesson import Lesson, label_loss
 from edgewise.compress.losses.base import Batch
 from edgewise.compress.schedule import value_at
-from edgewise.compress.signals import Signals
+from edgewise.compress.signals import Signals, combined
 from edgewise.compress.taps import tapped
 from edgewise.compress.train import Epoch, Validate, fit
 from edgewise.errors import ModelError
@@ -38,8 +38,11 @@ Answer = tuple[Tensor, Mapping[str, Tensor]]
 OpenCache = Callable[[int, Mapping[str, tuple[int, ...]]], "TeacherCache | None"]
 """``(place of the teacher, shapes of its tapped layers) -> its cache``, or None to ask it live."""
 
+NO_GRADIENT = 1e-6
+"""A gradient so much shorter than cross-entropy's is none: it is float32's rounding."""
+
 KEPT = "teacher_right"
-"""Not a term to learn from: the part of the samples that the teacher gets right, logged beside them."""
+"""Not a term to learn from: the part of the samples that the teachers together get right, logged beside them."""
 
 
 class Taught(Lesson):
@@ -73,16 +76,20 @@ class Taught(Lesson):
             name: 0.0 if alone else value_at(loss.weight, epoch, epochs) for name, loss in self.signals.losses.items()
         }
         labels = 1.0 if alone else value_at(self.config.cross_entropy, epoch, epochs)
+        if self.config.balance == "gradient":
+            scales = zip(found, self.scales.tolist(), strict=True)
+            found |= {name: found[name] * scale for name, scale in scales if math.isfinite(scale)}
         return {**found, "cross_entropy": labels, KEPT: 0.0}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """One term a loss with a weight at this time, and the labels'."""
         weights = self.weights(batch.epoch, batch.epochs)
         active = [name for name in self.signals.losses if weights[name] > 0]
+        # Teachers first: behind the student's activations, their memory would go back to the system at every step.
+        answers = [self._ask(place, batch) for place in range(len(self.teachers))] if active else []
         logits = self.model(batch.inputs)
         terms: dict[str, Tensor] = {}
         if active:
-            answers = [self._ask(place, batch) for place in range(len(self.teachers))]
             for answer, _ in answers:
                 check_classes(logits, answer)
             taught = [answer for answer, _ in answers]
@@ -96,10 +103,13 @@ class Taught(Lesson):
                 shares=self.shares,
             )
             if self.config.teacher_wrong != "none":
-                terms[KEPT] = (taught[0].argmax(dim=1) == batch.targets).float().mean()
+                together = combined(taught, self.mean, self.shares, 1.0)
+                terms[KEPT] = (together.argmax(dim=1) == batch.targets).float().mean()
         if weights["cross_entropy"] > 0 or not terms:
             terms["cross_entropy"] = label_loss(logits, batch, self.label_smoothing)
-        return self._balanced(terms) if self.config.balance == "gradient" else terms
+        if self.config.balance == "gradient" and self.training:
+            self._measure(terms)
+        return terms
 
     def _ask(self, place: int, batch: Batch) -> Answer:
         """A teacher's answers to the batch, read from its cache where they are there."""
@@ -107,8 +117,7 @@ class Taught(Lesson):
         layers = self.signals.teacher_layers if place == 0 else ()
         rows = batch.index.cpu().numpy() if cache is not None else np.empty(0, np.int64)
         if cache is not None and (held := cache.get(batch.view, rows)) is not None:
-            device = batch.inputs.device
-            return held[0].to(device), {n: f.to(device) for n, f in zip(layers, held[1], strict=True)}
+            return _placed(held, layers, batch.inputs.device)
         if next(teacher.parameters(), batch.inputs).device != batch.inputs.device:
             teacher.to(batch.inputs.device)
         with torch.no_grad():
@@ -116,24 +125,28 @@ class Taught(Lesson):
         features = {name: self.features[1][name] for name in layers}
         if cache is not None:
             kept = cache.put(batch.view, rows, logits.float(), tuple(feature.float() for feature in features.values()))
-            return kept[0].to(logits.device), {n: f.to(logits.device) for n, f in zip(layers, kept[1], strict=True)}
+            return _placed(kept, layers, logits.device)
         return logits, features
 
-    def _balanced(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each loss scaled so that its gradient in the student was as long as cross-entropy's when it first came."""
+    def _measure(self, terms: Mapping[str, Tensor]) -> None:
+        """The scale of each loss that came for the first time: its gradient in the student against cross-entropy's."""
         for place, name in enumerate(self.signals.losses):
-            if name in terms and self.training and torch.isnan(self.scales[place]):
-                if "cross_entropy" not in terms:
-                    break
+            if name in terms and torch.isnan(self.scales[place]):
                 ours, labels = (self._gradient_norm(terms[n]) for n in (name, "cross_entropy"))
-                self.scales[place] = labels / ours if ours > 0 else 1.0
-        scales = dict(zip(self.signals.losses, self.scales.tolist(), strict=True))
-        return {n: term * scales[n] if math.isfinite(scales.get(n, math.nan)) else term for n, term in terms.items()}
+                # A batch that the teacher knew nothing of has only rounding errors to measure: the next has more.
+                if ours > NO_GRADIENT * labels:
+                    self.scales[place] = labels / ours
 
     def _gradient_norm(self, term: Tensor) -> float:
+        """The same in every process."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        return math.sqrt(sum(float(gradient.float().pow(2).sum()) for gradient in found if gradient is not None))
+        # Scaled, so that half precision has something to hold on to; the ratio of two norms stays.
+        found = torch.autograd.grad(term * 1024, parameters, retain_graph=True, allow_unused=True)
+        squares = [gradient.float().pow(2).sum() for gradient in found if gradient is not None]
+        square = torch.stack(squares).sum() if squares else term.detach().float() * 0
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(square)
+        return math.sqrt(float(square))
 
 
 def distill(
@@ -202,6 +215,16 @@ def check_classes(student: Tensor, teacher: Tensor) -> None:
             f"the student answers {tuple(student.shape)}, the teacher {tuple(teacher.shape)}",
             hint="both must know the same classes",
         )
+
+
+def _placed(held: tuple[Tensor, tuple[Tensor, ...]], layers: Sequence[str], device: torch.device) -> Answer:
+    """A cache's answer as the teacher gives it: maps laid out as its own are, so that sums round alike."""
+    logits, features = held
+    placed = {
+        name: feature.to(device, memory_format=torch.channels_last if feature.dim() == 4 else torch.preserve_format)
+        for name, feature in zip(layers, features, strict=True)
+    }
+    return logits.to(device), placed
 
 
 def _mean(config: Lessons, teachers: int) -> tuple[str, tuple[float, ...]]:

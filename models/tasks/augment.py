@@ -56,7 +56,7 @@ class _Mixing:
 
 def view_number(config: Augment, epoch: int) -> int:
     """Which view ``epoch`` (from 0) shows: two epochs of the same number show the same inputs."""
-    if not (config.crop or config.flip or config.randaugment or config.mixes):
+    if not config.draws:
         return 0
     return epoch if config.views is None else epoch % config.views
 

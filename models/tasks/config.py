@@ -48,6 +48,11 @@ class Augment(Config):
     )
 
     @property
+    def draws(self) -> bool:
+        """True where what a sample looks like is drawn from the seed."""
+        return self.crop > 0 or self.flip or self.randaugment is not None or self.mixes
+
+    @property
     def mixes(self) -> bool:
         """True where a sample may hold a part of another one."""
         return self.mixup > 0 or self.cutmix > 0

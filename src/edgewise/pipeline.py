@@ -22,6 +22,7 @@ from edgewise.errors import ArtifactError, ContractError, EdgewiseError, RecipeE
 from edgewise.models.tasks.base import Task
 from edgewise.plan import Step, plan
 from edgewise.recipe import Recipe
+from edgewise.stages.rehearse import rehearse
 from edgewise.stages.ship import convert
 from edgewise.stages.work import Work
 
@@ -100,8 +101,11 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
         keys: dict[str, str] = {}
         for step in steps:
             keys[step.name] = step.key(keys)
-        if not all(artifact.stage_folder(root, name, key).exists() for name, key in keys.items()):
+        to_do = [step for step in steps if not artifact.stage_folder(root, step.name, keys[step.name]).exists()]
+        if to_do:
             _require(recipe)
+        if any(step.trains for step in to_do):
+            rehearse(recipe, task())
         done: dict[str, Artifact] = {}
         ran: list[Ran] = []
         for step in steps:
@@ -113,7 +117,15 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
                 console.stage(step.name)
                 parents = {role: done[name] for role, name in step.parents.items()}
                 work = partial(
-                    Work, recipe, step.config, task, parents, cache=out / "cache", tick=console.tick, note=console.line
+                    Work,
+                    step.name,
+                    recipe,
+                    step.config,
+                    task,
+                    parents,
+                    cache=out / "cache",
+                    tick=console.tick,
+                    note=console.line,
                 )
                 made = _train_along(step, key, root, work, rank) if rank else _make(step, key, root, work, parents)
             done[step.name] = made

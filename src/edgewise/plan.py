@@ -63,7 +63,13 @@ CONVERT: dict[RuntimeName, tuple[str, ...]] = {
     "litert": ("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "torch", "nncf"),
     "tensorrt": ("onnx",),
 }
-NOT_IN_KEYS: Any = {"weights": True, "path": True, "fit": {"checkpoint_every"}, "train": {"checkpoint_every"}}
+NOT_IN_KEYS: Any = {
+    "weights": True,
+    "path": True,
+    "fit": {"checkpoint_every"},
+    "train": {"checkpoint_every"},
+    "ensemble": {"teachers"},  # steps of their own
+}
 
 
 @dataclass(frozen=True)
@@ -217,14 +223,13 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
     found = {"seed": str(recipe.seed), "threads": str(recipe.threads)}
     if getattr(config, "weights", None) is not None:
         found["weights"] = artifact.sha256_file(config.weights)
-    if isinstance(getattr(config, "model", None), ModelFactory):
-        from edgewise.models.factory import source_digest
+    from edgewise.models.factory import source_digest
 
-        found["factory"] = source_digest(config.model.factory)
+    for model in (getattr(config, "model", None), *getattr(config, "peers", ())):
+        if isinstance(model, ModelFactory):
+            found[model.factory] = source_digest(model.factory)
     for loss in getattr(config, "losses", ()):
         if isinstance(loss, Custom):
-            from edgewise.models.factory import source_digest
-
             found[loss.loss] = source_digest(loss.loss)
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":  # BatchNorm takes its statistics over each process's share of the batch

@@ -7,11 +7,26 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from edgewise.bench.config import Bench, Budget
-from edgewise.compress.config import Fit, Prune, Quantize, Source, StageConfig
+from edgewise.compress.config import (
+    Assistant,
+    BornAgain,
+    DataFree,
+    Distill,
+    Fit,
+    Inherit,
+    Lessons,
+    Offline,
+    Online,
+    Prune,
+    Quantize,
+    Source,
+    StageConfig,
+)
+from edgewise.compress.losses.base import Loss
 from edgewise.config import Config
 from edgewise.deploy.config import Deploy
 from edgewise.models.config import ModelConfig
-from edgewise.models.tasks.config import TaskConfig
+from edgewise.models.tasks.config import Augment, TaskConfig
 
 
 class Student(Config):
@@ -46,9 +61,39 @@ class Recipe(Config):
             raise ValueError("stages: quantize comes once, and last: pruning or training would undo its ranges")
         if self.student is None and "inherit" in kinds:
             raise ValueError("stages: inherit copies the teacher's layers into a student, and there is no student")
+        taught = [isinstance(stage, Distill | DataFree | Online | Inherit | Assistant) for stage in self.stages]
+        for place, stage in enumerate(self.stages):
+            if isinstance(stage, Assistant) and not any(taught[place + 1 :]):
+                raise ValueError(f"stages.{place}: the assistant teaches nobody: a distill stage must come after it")
+            reused = any(
+                loss.kind == "simkd" for before in self.stages[:place] for loss in getattr(before, "losses", ())
+            )
+            if isinstance(stage, BornAgain) and reused:
+                raise ValueError(
+                    f"stages.{place}: born_again starts from fresh weights, and simkd's classifier is the teacher's"
+                )
         wants_int8 = [t.runtime for t in self.deploy.targets if "int8" in t.precisions]
         if wants_int8 and "quantize" not in kinds:
             raise ValueError(f"deploy.targets: int8 for {', '.join(wants_int8)} needs a quantize stage at the end")
+        return self
+
+    @model_validator(mode="after")
+    def _only_offline_edits(self) -> Recipe:
+        for place, stage in enumerate(self.stages):
+            if isinstance(stage, Lessons) and not isinstance(stage, Offline):
+                changing = [loss.kind for loss in stage.losses if type(loss).edit is not Loss.edit]
+                if changing:
+                    raise ValueError(
+                        f"stages.{place}.losses: {', '.join(changing)} puts a part of the teacher into the student, "
+                        f"which only distill and assistant do, not {stage.kind}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _mixing(self) -> Recipe:
+        augment = getattr(self.task, "augment", None)  # a factory's is known when its task is made
+        if augment is not None:
+            check_mixing(self.stages, augment)
         return self
 
     @model_validator(mode="after")
@@ -62,4 +107,26 @@ class Recipe(Config):
         return self
 
 
-__all__ = ["Fit", "Prune", "Quantize", "Recipe", "Source", "Student"]
+def check_mixing(stages: tuple[StageConfig, ...], augment: Augment) -> None:
+    """Mixed samples have two labels: what reads one can't learn from them.
+
+    Raises:
+        ValueError: mixup or cutmix is on, and a stage needs one label a sample.
+    """
+    for place, stage in enumerate(stages):
+        if not augment.mixes or not isinstance(stage, Lessons) or getattr(stage, "fit", None) is None:
+            continue
+        reading = [loss.kind for loss in stage.losses if loss.needs_labels]
+        if reading:
+            raise ValueError(
+                f"stages.{place}.losses: {', '.join(reading)} needs one label a sample, and mixup or cutmix gives two; "
+                "leave the mixing out, or use kd or dist"
+            )
+        if stage.teacher_wrong != "none":
+            raise ValueError(
+                f"stages.{place}.teacher_wrong: whether the teacher is wrong is not known of samples that mixup or "
+                "cutmix made; leave the mixing out, or set it to none"
+            )
+
+
+__all__ = ["Fit", "Prune", "Quantize", "Recipe", "Source", "Student", "check_mixing"]

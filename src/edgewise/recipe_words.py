@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from edgewise.models.config import IMPORT_PATH
-from edgewise.recipe_yaml import Document, Place, dotted
+from edgewise.recipe_yaml import Document, Place, dotted, named
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -26,16 +26,21 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
     """``": did you mean 'temperature'?"``, or nothing where no known name is near."""
+    near = _near(given, known)
+    return f": did you mean {near!r}?" if near else ""
+
+
+def _near(given: object, known: Iterable[str]) -> str | None:
     names = {name.lower(): name for name in known}
     near = get_close_matches(str(given).lower().replace("-", "_"), names, n=1, cutoff=0.6)
     near = near or get_close_matches(str(given).lower(), names, n=1, cutoff=0.6)
-    return f": did you mean {names[near[0]]!r}?" if near else ""
+    return names[near[0]] if near else None
 
 
 def mistakes(error: ValidationError, model: type[BaseModel], document: Document) -> list[tuple[int, str]]:
     """(line, sentence) of every mistake pydantic found; line 0 where the place is not in the file."""
     schema = model.model_json_schema()
-    return [_mistake(detail, schema, document) for detail in error.errors(include_url=False)]
+    return [_mistake(detail, schema, document) for detail in _told_once(error.errors(include_url=False))]
 
 
 def sentence(place: Place, document: Document, text: str) -> tuple[int, str]:
@@ -44,22 +49,51 @@ def sentence(place: Place, document: Document, text: str) -> tuple[int, str]:
     return line, f"{dotted(place)} (line {line}): {text}" if line else f"{dotted(place)}: {text}"
 
 
+def _told_once(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without what only follows from another mistake: the key that a misspelt one was meant to be, and the list that
+    is too short because an item of it is wrong."""
+    absent = {detail["loc"] for detail in details if detail["type"] == "missing"}
+    meant = set()
+    for detail in details:
+        if detail["type"] == "extra_forbidden":
+            beside = {str(loc[-1]): loc for loc in absent if loc[:-1] == detail["loc"][:-1]}
+            near = _near(detail["loc"][-1], beside)
+            meant |= {beside[near]} if near else set()
+    return [
+        detail
+        for detail in details
+        if detail["loc"] not in meant
+        and not (
+            detail["type"] == "too_short"
+            and any(other["loc"][: len(detail["loc"])] == detail["loc"] != other["loc"] for other in details)
+        )
+    ]
+
+
 def _mistake(detail: ErrorDetails, root: Schema, document: Document) -> tuple[int, str]:
     place, schema, parent = _walk(detail["loc"], root)
     kind = detail["type"]
+    if kind.endswith("_type") and "oneOf" in parent and "discriminator" not in parent:
+        schema = parent  # neither this member of the union nor another
     if kind == "extra_forbidden":
         return sentence(place, document, _unknown_key(str(place[-1]), parent, root))
     if kind == "value_error":
         place, text = _own_words(place, str(detail["ctx"]["error"]), document)
         return sentence(place, document, text)
-    if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        place, schema = (*place, "kind"), {"enum": list(schema["discriminator"]["mapping"])}
     got = _at(place, document)
+    if kind in {"union_tag_invalid", "union_tag_not_found"} and (isinstance(got, dict) or "discriminator" in schema):
+        place, schema = (*place, "kind"), {"enum": list(_kinds(schema, root))}
+        got = _at(place, document)
     hint = did_you_mean(got, map(str, schema["enum"])) if "enum" in schema and isinstance(got, str) else ""
     if schema.get("type") == "string" and isinstance(got, int | float):
         hint = ": put it in quotes"
-    if isinstance(got, str) and got in schema.get("discriminator", {}).get("mapping", {}):
-        hint = f": write {{kind: {got}}}"
+    if isinstance(got, str) and got in _kinds(schema, root):
+        hint = f": write {{kind: {got}}}" if "discriminator" in schema else f": write {{kind: {got}, …}}"
+    if isinstance(got, bool) and {"on", "off"} & set(schema.get("enum", [])):
+        hint = f": YAML reads a bare {'on' if got else 'off'} as {_shown(got)}, put it in quotes"
+    lists = any(option.get("type") == "array" for option in parent.get("oneOf", []))
+    if isinstance(got, str) and not hint and lists and schema is not parent:
+        hint = f": write one name as [{got}]"
     return sentence(place, document, f"expected {expected(schema, root)}, got {_shown(got)}{hint}")
 
 
@@ -71,7 +105,13 @@ def expected(schema: Schema, root: Schema) -> str:
         return repr(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(map(str, schema['enum']))}"
+    if "oneOf" in schema:
+        kinds = _kinds(schema, root)
+        members = [expected(_plain(one, root), root) for one in schema["oneOf"] if _tag(one, root) not in kinds]
+        return ", or ".join([*members, *([f"a mapping with kind: {', '.join(kinds)}"] if kinds else [])])
     kind = schema.get("type")
+    if kind == "array" and "prefixItems" in schema:
+        return f"[{', '.join(expected(_plain(item, root), root) for item in schema['prefixItems'])}]"
     if kind == "array":
         some = "a list with one or more of" if schema.get("minItems") else "a list of"
         return f"{some}: {expected(_plain(schema.get('items', {}), root), root)}"
@@ -98,11 +138,11 @@ def _unknown_key(key: str, parent: Schema, root: Schema) -> str:
 
 
 def _own_words(place: Place, text: str, document: Document) -> tuple[Place, str]:
-    """A validator's ``"deploy.targets: …"`` names the place itself, from where the validator stands."""
+    """A validator's ``"stages.1.losses: …"`` names the place itself, from where the validator stands."""
     head, colon, rest = text.partition(": ")
-    named = (*place, *head.split("."))
-    if colon and " " not in head and named[: len(place) + 1] in document.lines:
-        return named, rest
+    whole = (*place, *named(head))
+    if colon and " " not in head and whole[: len(place) + 1] in document.lines:
+        return whole, rest
     return place, text
 
 
@@ -111,13 +151,31 @@ def _walk(loc: Place, root: Schema) -> tuple[Place, Schema, Schema]:
     place: Place = ()
     schema = parent = _plain(root, root)
     for part in loc:
-        if "discriminator" in schema:  # the part is the member's kind, not a key
-            schema = _plain({"$ref": schema["discriminator"]["mapping"][part]}, root)
+        if "oneOf" in schema:  # the part tells which member, it is no key
+            parent, schema = schema, next(_plain(o, root) for o in schema["oneOf"] if _tag(o, root) == part)
             continue
         parent, place = schema, (*place, part)
-        child = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {}).get(part, {})
+        if isinstance(part, int):
+            fixed = schema.get("prefixItems", [])
+            child = fixed[part] if part < len(fixed) else schema.get("items", {})
+        else:
+            child = schema.get("properties", {}).get(part, {})
         schema = _plain(child, root)
     return place, schema, parent
+
+
+def _tag(option: Schema, root: Schema) -> str | None:
+    """What tells a union's member from the others: its kind, or else its type in JSON."""
+    plain = _plain(option, root)
+    return plain.get("properties", {}).get("kind", {}).get("const") or plain.get("type")
+
+
+def _kinds(schema: Schema, root: Schema) -> list[str]:
+    """The kinds among a union's members, in the order of the reference."""
+    if "discriminator" in schema:
+        return list(schema["discriminator"]["mapping"])
+    tags = [_tag(option, root) for option in schema.get("oneOf", [])]
+    return [tag for tag in tags if tag is not None and tag not in {*_TYPES, "array", "object"}]
 
 
 def _plain(schema: Schema, root: Schema) -> Schema:

@@ -41,6 +41,11 @@ def dotted(place: Place) -> str:
     return text.removeprefix(".") or "the file"
 
 
+def named(text: str) -> Place:
+    """The place of ``stages.0.fit``, as the recipe's own rules write it."""
+    return tuple(int(part) if part.isdecimal() else part for part in text.split("."))
+
+
 def read_document(path: Path) -> Document:
     """Read a YAML mapping.
 

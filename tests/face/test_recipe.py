@@ -147,6 +147,8 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         ("epochs: 3", "epochs: '3'", "stages[1].fit.epochs (line 17): expected a whole number >= 1, got '3'"),
         ("epochs: 3", "epochs:", "stages[1].fit.epochs (line 17): expected a whole number >= 1, got nothing"),
         ("epochs: 3", "epochs: [3]", "stages[1].fit.epochs (line 17): expected a whole number >= 1, got a list of 1"),
+        ("  - kind: distill\n", "  - kind: distill\n    cache: on\n", "stages[1].cache (line 16): expected one of auto, on, "
+         "off, got true: YAML reads a bare on as true, put it in quotes"),
         ("name: small", "name: 12", "name (line 1): expected a name of letters, digits, '.', '_' and '-', got 12: "
          "put it in quotes"),
         ("seed: 3", "bench: 3", "bench (line 2): expected a mapping of threads, batch, launches, blocks, block_ms, "
@@ -188,6 +190,96 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
 def test_a_mistake_is_named_with_its_place_and_line(load: Load, old: str, new: str, said: str) -> None:
     assert GOOD.count(old) == 1 or old == "budget:"
     assert refusal(load, GOOD.replace(old, new)) == [said]
+
+
+KD = "{kind: kd, weight: 0.9, temperature: 4}"
+SCHEDULE = "a number >= 0, or a mapping with kind: warmup, linear, cosine, piecewise"
+NAMED = "text, or a mapping of student, teacher"
+LAYERS = f"one of auto, last, embedding, or a list with one or more of: {NAMED}, or a mapping of map, student, teacher"
+
+
+@pytest.mark.parametrize(
+    ("loss", "place", "said"),
+    [
+        # a number, or a schedule
+        ("{kind: kd, weight: big}", "weight", f"expected {SCHEDULE}, got 'big'"),
+        ("{kind: kd, weight: }", "weight", f"expected {SCHEDULE}, got nothing"),
+        ("{kind: kd, weight: yes}", "weight", f"expected {SCHEDULE}, got true"),
+        ("{kind: kd, weight: [1]}", "weight", f"expected {SCHEDULE}, got a list of 1"),
+        ("{kind: kd, weight: linear}", "weight", f"expected {SCHEDULE}, got 'linear': write {{kind: linear, …}}"),
+        ("{kind: kd, weight: -1}", "weight", "expected a number >= 0, got -1"),
+        ("{kind: kd, weight: {kind: warmp}}", "weight.kind",
+         "expected one of warmup, linear, cosine, piecewise, got 'warmp': did you mean 'warmup'?"),
+        ("{kind: kd, weight: {value: 1}}", "weight.kind", "expected one of warmup, linear, cosine, piecewise, got nothing"),
+        ("{kind: kd, weight: {kind: warmup, value: -1, epochs: 2}}", "weight.value", "expected a number >= 0, got -1"),
+        ("{kind: kd, weight: {kind: warmup, vale: 1, epochs: 2}}", "weight.vale", "unknown key 'vale': did you mean 'value'?"),
+        ("{kind: kd, weight: {kind: warmup, value: 1}}", "weight.epochs", "expected a number > 0, got nothing"),
+        ("{kind: kd, weight: {kind: piecewise, points: []}}", "weight.points",
+         "expected a list with one or more of: [a number, a number], got an empty list"),
+        ("{kind: kd, weight: {kind: piecewise, points: [3]}}", "weight.points[0]", "expected [a number, a number], got 3"),
+        ("{kind: kd, weight: {kind: piecewise, points: [[0]]}}", "weight.points[0][1]", "expected a number, got nothing"),
+        ("{kind: kd, weight: {kind: piecewise, points: [[1, 2]]}}", "weight.points",
+         "the first must be at epoch 0, and each later than the one before"),
+        ("{kind: kd, temperature: 0}", "temperature", "a temperature must stay above 0, got 0"),
+        ("{kind: kd, temperature: {kind: warmup, value: 4, epochs: 2}}", "temperature",
+         "a temperature must stay above 0, got a warmup that reaches 0"),
+        ("{kind: mlkd, temperatures: [2, hot]}", "temperatures[1]", f"expected {SCHEDULE}, got 'hot'"),
+        # layers: a word, a list of names and pairs, or a map
+        ("{kind: at, layers: autoo}", "layers", "expected one of auto, last, embedding, got 'autoo': did you mean 'auto'?"),
+        ("{kind: at, layers: layer1}", "layers",
+         "expected one of auto, last, embedding, got 'layer1': write one name as [layer1]"),
+        ("{kind: at, layers: 3}", "layers", f"expected {LAYERS}, got 3"),
+        ("{kind: at, layers: }", "layers", f"expected {LAYERS}, got nothing"),
+        ("{kind: at, layers: []}", "layers", f"expected a list with one or more of: {NAMED}, got an empty list"),
+        ("{kind: at, layers: [a, 1]}", "layers[1]", f"expected {NAMED}, got 1"),
+        ("{kind: at, layers: [[a, b]]}", "layers[0]", f"expected {NAMED}, got a list of 2"),
+        ("{kind: at, layers: [{student: a}]}", "layers[0].teacher", "expected text, got nothing"),
+        ("{kind: at, layers: [{student: a, techer: b}]}", "layers[0].techer",
+         "unknown key 'techer': did you mean 'teacher'?"),
+        ("{kind: at, layers: {map: unform, student: a.*, teacher: b.*}}", "layers.map",
+         "expected one of uniform, last, first, got 'unform': did you mean 'uniform'?"),
+        ("{kind: at, layers: {studnt: a.*, teacher: b.*}}", "layers.studnt", "unknown key 'studnt': did you mean 'student'?"),
+        ("{kind: custom, loss: 'mine:loss', layers: alst}", "layers",
+         "expected one of auto, last, embedding, got 'alst': did you mean 'last'?"),
+        ("{kind: custom, loss: mine.loss}", "loss", "expected text like package.module:name, got 'mine.loss'"),
+        ("{kind: fitnets}", "kind", f"expected one of {LOSSES}, got 'fitnets': did you mean 'fitnet'?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_loss_is_one_sentence(load: Load, loss: str, place: str, said: str) -> None:
+    assert refusal(load, GOOD.replace(KD, loss)) == [f"stages[1].losses[0].{place} (line 19): {said}"]
+
+
+def test_an_exit_is_auto_or_named(load: Load) -> None:
+    stage = "  - {kind: self_distill, layers: layer1}\n  - kind: quantize"
+    (said,) = refusal(load, GOOD.replace("  - kind: quantize", stage))
+    assert said == "stages[2].layers (line 20): expected 'auto', got 'layer1': write one name as [layer1]"
+
+
+MIXED = GOOD.replace("kind: digits", "kind: digits\n  augment: {mixup: 0.2}")
+
+
+@pytest.mark.parametrize("mixing", ["mixup: 0.2", "cutmix: 1.0"])
+def test_what_reads_one_label_refuses_mixed_samples_at_once(load: Load, mixing: str) -> None:
+    mixed = MIXED.replace("mixup: 0.2", mixing)
+    assert load(mixed).recipe.name == "small"
+    assert refusal(load, mixed.replace(KD, "{kind: dkd}")) == [
+        "stages[1].losses (line 19): dkd needs one label a sample, and mixup or cutmix gives two; leave the mixing out, "
+        "or use kd or dist"
+    ]
+    assert refusal(load, mixed.replace("    losses:", "    teacher_wrong: drop\n    losses:")) == [
+        "stages[1].teacher_wrong (line 19): whether the teacher is wrong is not known of samples that mixup or cutmix "
+        "made; leave the mixing out, or set it to none"
+    ]
+    # A stage that trains nothing reads no labels.
+    assert load(mixed.replace("kind: quantize", "kind: quantize\n    losses: [{kind: dkd}]")).recipe.name == "small"
+
+
+def test_a_loss_that_edits_the_student_needs_a_frozen_teacher(load: Load) -> None:
+    stage = "  - kind: ema_teacher\n    losses: [{kind: simkd}]\n  - kind: quantize"
+    assert refusal(load, GOOD.replace("  - kind: quantize", stage)) == [
+        "stages[2].losses (line 21): simkd puts a part of the teacher into the student, which only distill and "
+        "assistant do, not ema_teacher"
+    ]
 
 
 def test_all_mistakes_come_at_once_in_the_order_of_lines(load: Load, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgewise.stages.work import Work, edited, loaded, save, validation, write_history
+from edgewise.errors import ModelError
+from edgewise.stages.work import Work, edited, loaded, save, seed_for, validation, write_history
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,11 +32,11 @@ def _running(work: Work) -> dict[str, Any]:
     }
 
 
-def _learn_labels(work: Work, model: nn.Module, config: Fit) -> None:
+def _learn_labels(work: Work, model: nn.Module, config: Fit, seed: int) -> None:
     from edgewise.compress.train import fit, labels_only
 
     lesson = labels_only(model, config.label_smoothing)
-    write_history(work, fit(lesson, work.task().splits["train"], config, **_running(work)))
+    write_history(work, fit(lesson, work.task().splits["train"], config, **{**_running(work), "seed": seed}))
 
 
 def _built(work: Work, config: ModelConfig, weights: Path | None, seed: int) -> tuple[nn.Module, Description]:
@@ -57,17 +59,19 @@ def _built(work: Work, config: ModelConfig, weights: Path | None, seed: int) -> 
 def source(work: Work) -> dict[str, Any]:
     """The teacher, or the student before any lesson: built, its weights loaded, trained where the recipe says so."""
     config = work.config
-    model, description = _built(work, config.model, config.weights, work.recipe.seed)
+    # Several teachers of one architecture must not be one net.
+    seed = work.recipe.seed if work.name in ("teacher", "student") else seed_for(work.recipe.seed, work.name)
+    model, description = _built(work, config.model, config.weights, seed)
     lessons = getattr(config, "train", None)
     if lessons is not None:
-        _learn_labels(work, model, lessons)
+        _learn_labels(work, model, lessons, seed)
     return save(work, model, description)
 
 
 def train(work: Work) -> dict[str, Any]:
     """Train the model on labels."""
     model, description = loaded(work)
-    _learn_labels(work, model, work.config.fit)
+    _learn_labels(work, model, work.config.fit, work.recipe.seed)
     return save(work, model, description)
 
 
@@ -84,14 +88,18 @@ def assistant(work: Work) -> dict[str, Any]:
 
 
 def _taught(work: Work, model: nn.Module, description: Description) -> dict[str, Any]:
+    import torch
+
     from edgewise.compress.strategies.caching import caches
     from edgewise.compress.strategies.offline import distill as distil_into
 
     task, config = work.task(), work.config
     teachers = [loaded(work, role)[0] for role in work.parents if role.startswith("teacher")]
+    torch.manual_seed(work.recipe.seed)  # a projector starts at random
     changes = [loss.edit(model, teachers[0], task.input_shape) for loss in config.losses]
     split = task.splits["train"]
-    told: dict[str, Any] = {"seed": work.recipe.seed, "augment": task.augment, "tell": work.note}
+    names = [parent.key for role, parent in work.parents.items() if role.startswith("teacher")]
+    told: dict[str, Any] = {"names": names, "seed": work.recipe.seed, "augment": task.augment, "tell": work.note}
     with caches(work.cache, teachers, split, config, classes=len(task.classes), **told) as open_cache:
         history = distil_into(model, teachers, split, config, open_cache=open_cache, **_running(work))
     write_history(work, history)
@@ -113,8 +121,8 @@ def mutual(work: Work) -> dict[str, Any]:
     from edgewise.compress.strategies.mutual import learn_together
 
     model, description = loaded(work)
-    seed = work.recipe.seed
-    peers = [_built(work, peer, None, seed + place)[0] for place, peer in enumerate(work.config.peers, start=1)]
+    seeds = [seed_for(work.recipe.seed, f"peer {place}") for place in range(len(work.config.peers))]
+    peers = [_built(work, peer, None, seed)[0] for peer, seed in zip(work.config.peers, seeds, strict=True)]
     history = learn_together(model, peers, work.task().splits["train"], work.config, **_running(work))
     write_history(work, history)
     return save(work, model, description)
@@ -145,10 +153,13 @@ def born_again(work: Work) -> dict[str, Any]:
     from edgewise.compress.saved import built, load_model, save_model
     from edgewise.compress.strategies.offline import distill as distil_into
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ModelError("born_again trains in one process", where=work.name, hint="start it without torchrun")
     model, description = loaded(work)
-    history = []
+    history: list[dict[str, Any]] = []
     for generation in range(1, work.config.generations + 1):
-        kept, seed = work.scratch / f"generation-{generation}", work.recipe.seed + generation
+        role = f"generation-{generation}"
+        kept, seed = work.scratch / role, seed_for(work.recipe.seed, role)
         told = kept / "history.json"
         teacher = model
         if told.exists():
@@ -157,38 +168,38 @@ def born_again(work: Work) -> dict[str, Any]:
             continue
         torch.manual_seed(seed)
         model = built(description)
-        running = {**_running(work), "seed": seed, "checkpoint": work.scratch / f"generation-{generation}.safetensors"}
+        running = {**_running(work), "seed": seed, "checkpoint": work.scratch / f"{role}.safetensors"}
         epochs = distil_into(model, teacher, work.task().splits["train"], work.config, **running)
-        history += [asdict(epoch) for epoch in epochs]
+        told_now = [{"generation": generation, **asdict(epoch)} for epoch in epochs]
+        history += told_now
         save_model(model, description, kept)
-        told.write_text(json.dumps([asdict(epoch) for epoch in epochs]))
+        told.write_text(json.dumps(told_now))
     (work.payload / "history.json").write_text(json.dumps(history, indent=1))
     return save(work, model, description)
 
 
 def data_free(work: Work) -> dict[str, Any]:
     """Train the model on images made from the teacher alone."""
-    from edgewise.compress.strategies.data_free import synthesize
-    from edgewise.compress.strategies.inversion import pixel_bounds
-    from edgewise.compress.strategies.offline import distill as distil_into
+    from edgewise.compress.strategies.data_free import bounds_of, distill_data_free
 
     (model, description), (teacher, _) = loaded(work), loaded(work, "teacher")
     task, config = work.task(), work.config
-    real = task.splits["train"]  # asked for its normalisation, never read
-    mean, std = getattr(real, "mean", None), getattr(real, "std", None)
-    made = synthesize(
+    made, history = distill_data_free(
+        model,
         teacher,
         config.make,
+        config,
         task.input_shape,
         len(task.classes),
         seed=work.recipe.seed,
-        bounds=pixel_bounds(mean, std) if mean and std else None,
-        student=model,
-        checkpoint=work.scratch / "images.npz",
+        augment=task.augment,
+        bounds=bounds_of(task.splits["train"]),  # its normalisation: the images themselves are never read
+        scratch=work.scratch,
+        validate=validation(work),
         tick=work.tick,
     )
     np.save(work.payload / "images.npy", made.images.astype(np.float16))
-    write_history(work, distil_into(model, teacher, made, config, **_running(work)))
+    write_history(work, history)
     return save(work, model, description)
 
 

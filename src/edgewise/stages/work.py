@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is given: its config, its parents by role, an empty payload folder, scratch for
+    """What a stage is given: its name, its config, its parents by role, an empty payload folder, scratch for
     checkpoints, the run's cache of teachers'
     answers; ``note`` tells the user a line."""
 
+    name: str
     recipe: Recipe
     config: Any
     task: Callable[[], Task]
@@ -46,6 +48,11 @@ class Work:
     def checkpoint(self) -> Path:
         """Where training keeps its last state between two tries."""
         return self.scratch / "checkpoint.safetensors"
+
+
+def seed_for(seed: int, role: str) -> int:
+    """Another seed for each ``role`` of a run: neighbouring recipe seeds share none."""
+    return int(sha256(f"{seed} {role}".encode()).hexdigest()[:8], 16)
 
 
 Stage = Callable[[Work], dict[str, Any]]

@@ -60,7 +60,7 @@ def test_the_regressor_can_learn_a_teacher_that_is_a_linear_map_of_the_student()
 
 def test_there_is_a_regressor_unless_asked_otherwise() -> None:
     sizes = Sizes(((4, 4, 4),), ((4, 4, 4),), classes=3, samples=16)
-    assert [tuple(p.shape) for p in FitNet().learner(sizes).parameters()] == [(4, 4, 1, 1)]
+    assert [tuple(p.shape) for p in FitNet().learner(sizes).parameters()] == [(4, 4, 1, 1), (4,), (4,)]
     assert not list(FitNet(project="where_needed").learner(sizes).parameters())
 
 

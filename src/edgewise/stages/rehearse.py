@@ -1,0 +1,105 @@
+"""What can be known before anything is trained: whether there is something to validate on, and whether every loss finds
+its layers. Nets are built with random weights and shown one batch of zeros."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+from edgewise.compress.config import (
+    Assistant,
+    BornAgain,
+    EmaTeacher,
+    Inherit,
+    Lessons,
+    Mutual,
+    Offline,
+    Prune,
+    Quantize,
+    SelfDistill,
+)
+from edgewise.compress.losses import Custom
+from edgewise.errors import EdgewiseError, RecipeError
+from edgewise.models.config import ModelConfig
+from edgewise.models.tasks.base import Task
+from edgewise.models.tasks.config import TaskFactory
+from edgewise.recipe import Recipe, check_mixing
+from edgewise.recipe_yaml import dotted, named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def rehearse(recipe: Recipe, task: Task) -> None:
+    """Tell of mistakes that training would only find hours later.
+
+    Raises:
+        RecipeError: early stopping without a validation split, or mixed samples for what needs one label.
+        EdgewiseError: a model can't be built, a loss's layer is not there, or the user's loss can't be imported.
+    """
+    _check_data(recipe, task)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        _check_layers(recipe, task)
+
+
+def _check_data(recipe: Recipe, task: Task) -> None:
+    runs = {"teacher.train": recipe.teacher.train}
+    for place, stage in enumerate(recipe.stages):
+        runs[f"stages[{place}].fit"] = getattr(stage, "fit", None)
+        ensemble = getattr(stage, "ensemble", None)
+        for number, source in enumerate(ensemble.teachers if ensemble else ()):
+            runs[f"stages[{place}].ensemble.teachers[{number}].train"] = source.train
+    for where, run in runs.items():
+        if run is not None and run.early_stop is not None and "val" not in task.splits:
+            own = isinstance(recipe.task, TaskFactory)
+            raise RecipeError(
+                "early stopping needs a validation split, and the task has none: the test split is not for choosing",
+                where=f"{where}.early_stop",
+                hint=f"{'give the task a val split' if own else 'set task.val_size'}, or leave early_stop out",
+            )
+    try:
+        check_mixing(recipe.stages, task.augment)
+    except ValueError as error:
+        head, _, text = str(error).partition(": ")
+        raise RecipeError(text, where=dotted(named(head))) from error
+
+
+def _check_layers(recipe: Recipe, task: Task) -> None:
+    """Walk through the stages as the plan does. Pruning changes no layer's name, so it is left out, but what is
+    inherited hangs on sizes; the layers of a quantized net are not known without quantizing."""
+    from edgewise.compress.signals import Signals
+    from edgewise.compress.strategies.exits import exit_layers
+    from edgewise.compress.strategies.inherit import inherit as take_over
+    from edgewise.models import factory
+    from edgewise.models.build import build
+
+    def built(config: ModelConfig) -> nn.Module:
+        return build(config, task.input_shape, len(task.classes))
+
+    samples = len(task.splits["train"].ids)
+    teacher = built(recipe.teacher.model)
+    model = built((recipe.student or recipe.teacher).model)
+    for place, stage in enumerate(recipe.stages):
+        losses: tuple[Any, ...] = stage.losses if isinstance(stage, Lessons) else ()
+        try:
+            for loss in losses:
+                if isinstance(loss, Custom):
+                    factory.resolve(loss.loss, error=RecipeError)
+            if isinstance(stage, Inherit) and not any(isinstance(before, Prune) for before in recipe.stages[:place]):
+                take_over(model, teacher, stage)
+            if isinstance(stage, SelfDistill):
+                exit_layers(model, stage.layers, task.input_shape)
+            learns = built(stage.model) if isinstance(stage, Assistant) else model
+            pairs = [(learns, model if isinstance(stage, BornAgain | EmaTeacher) else teacher)]
+            if isinstance(stage, Mutual):
+                pairs = list(permutations([model, *map(built, stage.peers)], 2))
+            for ours, theirs in pairs if losses and not isinstance(stage, Quantize) else ():
+                for loss in losses if isinstance(stage, Offline) else ():
+                    loss.edit(ours, theirs, task.input_shape)
+                Signals(losses, ours, theirs, input_shape=task.input_shape, samples=samples)
+            teacher = learns if isinstance(stage, Assistant) else teacher
+        except EdgewiseError as error:
+            where = f"stages[{place}] ({stage.kind})" + (f", {error.where}" if error.where else "")
+            raise type(error)(error.message, where=where, hint=error.hint) from error
