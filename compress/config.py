@@ -120,8 +120,8 @@ class Lessons(Config):
     cross_entropy: Value = Field(0.1, description="weight of the labels")
     losses: tuple[LossConfig, ...] = (KD(weight=0.9, temperature=4.0),)
     label_only_epochs: float = Field(0.0, ge=0, description="hard-label warm-up: the labels alone, with weight 1")
-    balance: Literal["off", "gradient"] = Field(
-        "off",
+    balance: Literal["none", "gradient"] = Field(
+        "none",
         description="gradient: at the first batch, scale each loss so that its gradient in the student is as long as "
         "cross-entropy's; its weight is then a share",
     )
@@ -161,7 +161,7 @@ Taught = TypeVar("Taught", bound=Lessons)
 
 
 def _weighed_by_hand(stage: Taught, why: str) -> Taught:
-    if stage.balance != "off":
+    if stage.balance != "none":
         raise ValueError(f"balance: gradient has nothing to measure by at the first batch: {why}; set the weights")
     return stage
 
@@ -171,10 +171,10 @@ class Offline(Lessons):
 
     fit: Fit = Fit()
     ensemble: Ensemble | None = None
-    cache: Literal["auto", "on", "off"] = Field(
+    cache: Literal["auto", "always", "never"] = Field(
         "auto",
         description="keep the teacher's answers on disk where a view is seen again (no augmentation, or "
-        "augment.views); on: always, and refused where they don't fit",
+        "augment.views); always: in any case, and refused where they don't fit",
     )
     cache_bytes: int = Field(2 * 1024**3, ge=1, description="bound of the run's cache folder")
     cache_dtype: Literal["float16", "float32"] = Field(

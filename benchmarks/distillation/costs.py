@@ -39,7 +39,7 @@ def of_net(name: str) -> float:
         return 10.0
     teacher = 1 / speed(net.teacher)[1] if net.teacher else 0.0
     epoch = TRAIN_IMAGES[net.data] * SMALLER_IMAGES.get(net.data, 1.0)
-    return net.fit["epochs"] * epoch * (1 / _speed(net.model)[0] + teacher) + JUDGE_S
+    return float(net.fit["epochs"]) * epoch * (1 / _speed(net.model)[0] + teacher) + JUDGE_S
 
 
 def of_answers(data: str, name: str) -> float:
@@ -52,7 +52,7 @@ def of_run(run: Run, *, live: bool) -> float:
     experiment, arm = EXPERIMENTS[run.experiment], run.settings
     ours = speed(arm.start.format(seed=run.seed))[0] if arm.start else _speed(experiment.student)[0]
     theirs = sum(1 / speed(name.format(seed=run.seed))[1] for name in arm.teachers) if live else 0.0
-    images = run.fit["epochs"] * TRAIN_IMAGES[experiment.data] * SMALLER_IMAGES.get(experiment.data, 1.0)
+    images = float(run.fit["epochs"]) * TRAIN_IMAGES[experiment.data] * SMALLER_IMAGES.get(experiment.data, 1.0)
     return LOSSES * images * (1 / ours + theirs) + JUDGE_S
 
 

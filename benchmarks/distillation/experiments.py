@@ -7,7 +7,7 @@ the same order of samples, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,9 @@ def labels(about: str, **fields: Any) -> Arm:
     return Arm(about, **fields)
 
 
-def taught(about: str, teacher: str, losses: list[Settings], *, cross_entropy: float = 1.0, **fields: Any) -> Arm:
+def taught(about: str, teacher: str, losses: Sequence[Settings], *, cross_entropy: float = 1.0, **fields: Any) -> Arm:
     """An arm that learns from labels and one teacher."""
-    return Arm(about, {"cross_entropy": cross_entropy, "losses": losses}, (teacher,), **fields)
+    return Arm(about, {"cross_entropy": cross_entropy, "losses": list(losses)}, (teacher,), **fields)
 
 
 # --- E1: does distillation help at all? -----------------------------------------------------------------------------
@@ -226,7 +226,7 @@ _DEEP = {"layers": ["layer2", "layer3"]}  # adapters at the largest maps would d
 _RKD = [{"kind": "rkd_distance"}, {"kind": "rkd_angle"}]
 
 
-def _e2_arm(about: str, losses: list[Settings], cross_entropy: float = 1.0, **more: Any) -> Arm:
+def _e2_arm(about: str, losses: Sequence[Settings], cross_entropy: float = 1.0, **more: Any) -> Arm:
     arm = taught(about, "resnet20", losses, cross_entropy=cross_entropy, against=_E2_BASELINES)
     return replace(arm, lesson={**arm.lesson, **more})
 
@@ -251,7 +251,7 @@ _E2_SINGLES = {
     "cc": _e2_arm("CC", [{"kind": "cc"}]),
     "fsp": _e2_arm("FSP, layers 2 and 3", [{"kind": "fsp", **_DEEP}]),
 }
-_CALIBRATED = [
+_CALIBRATED: list[Settings] = [
     {"kind": "kd", "weight": 1.0, "temperature": 4.0},
     {"kind": "at", "weight": 0.5},
     {"kind": "sp", "weight": 0.5},
@@ -268,7 +268,7 @@ _E2 = {
 
 _TUNED = {"optimizer": {"kind": "sgd", "lr": 0.05, "weight_decay": 1e-4}, "warmup_epochs": 0.5}
 _CONSTANT = {**_TUNED, "optimizer": {"kind": "sgd", "lr": 0.01, "weight_decay": 1e-4}, "schedule": "constant"}
-_KD_AT = [KD, {"kind": "at"}]
+_KD_AT: list[Settings] = [KD, {"kind": "at"}]
 
 
 def _e4(criterion: str, start: str) -> dict[str, Arm]:

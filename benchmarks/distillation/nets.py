@@ -227,7 +227,7 @@ def answers(place: Place, data: str, teacher: nn.Module, seed: int, layers: str)
 def keep_answers(place: Place, data: str, name: str, seed: int, layers: str, tick: Tick = silent) -> None:
     """Ask the net ``name`` once for every view of every training sample."""
     of, teacher = task(place, data), load_model(place.net(name))[0]
-    teacher.to(memory_format=torch.channels_last)
+    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     split, taps = of.splits["train"], tuple(_tapped(teacher, of.input_shape, layers))
     samples, views = len(split.ids), of.augment.views or 1
     with answers(place, data, teacher, seed, layers) as cache, tapped(teacher, taps) as features:

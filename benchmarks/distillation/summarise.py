@@ -28,8 +28,9 @@ LEGEND = """\
 Top-1 in % on all 10,000 test images after the last epoch: mean over n seeds, and half the width of its 95 % interval
 (Student's t over seeds). Differences are in percentage points, paired by seed (same first weights, order of samples and
 views), with their 95 % interval. **Bold**: the interval excludes 0. Of 20 comparisons between equals one comes out bold
-by chance; nothing is corrected for how many there are. s/run: median seconds of one thread to train, the teacher's kept
-answers not counted (`live`: the teacher answers in every step, because a loss looks at its inner layers).
+by chance; nothing is corrected for how many there are. s/run: median seconds of one thread to train (of the runs that
+were not cut off on the way), the teacher's kept answers not counted (`live`: the teacher answers
+in every step, because a loss looks at its inner layers).
 """
 
 
@@ -119,11 +120,12 @@ def section(name: str, experiment: Experiment, results: Results) -> str:
             for other in baselines
         ]
         records = list(known[arm].values())
-        seconds = float(np.median([record["wall_s"] for record in records]))
+        whole = [record["wall_s"] for record in records if not record["resumed"]]
+        seconds = f"{np.median(whole):.0f}" if whole else "-"
         live = " live" if any(record["answers"] == "live" for record in records) else ""
         half = "" if len(records) < 2 else f" ± {score.high - score.value:.2f}"
         rows.append(
-            [f"`{arm}`", settings.about, str(len(records)), f"{score.value:.2f}{half}", *cells, f"{seconds:.0f}{live}"]
+            [f"`{arm}`", settings.about, str(len(records)), f"{score.value:.2f}{half}", *cells, f"{seconds}{live}"]
         )
     head = ["arm", "what", "n", "test %", *(f"minus `{other}`" for other in baselines), "s/run"]
     epochs = experiment.fit["epochs"]
@@ -154,7 +156,7 @@ def counts(experiment: Experiment, known: Results) -> list[str]:
 def fusion(experiment: Experiment, known: Results) -> list[str]:
     """The fusion against the best single method, which was chosen by this very table and so flattered by it."""
     singles = [arm for arm in experiment.singles if arm in known]
-    if experiment.fusion not in known or not singles:
+    if experiment.fusion is None or experiment.fusion not in known or not singles:
         return []
     best = max(singles, key=lambda arm: float(np.mean([record["test"] for record in known[arm].values()])))
     gap = paired(known[experiment.fusion], known[best])

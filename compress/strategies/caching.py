@@ -50,12 +50,12 @@ def caches(
     """What ``offline.distill`` calls to open each teacher's cache under ``root``; they are closed at the end.
 
     With ``cache: auto`` a teacher is asked live where no view comes again or its answers don't fit, and ``tell`` says
-    so; with ``on`` that is refused.
+    so; with ``always`` that is refused.
 
     ``names`` says more of each teacher than its tensors do: a hash that covers the code it runs, for instance.
 
     Raises:
-        ArtifactError: on opening, with ``on``: the answers don't fit ``config.cache_bytes`` or the disk.
+        ArtifactError: on opening, with ``always``: the answers don't fit ``config.cache_bytes`` or the disk.
     """
     augment = augment or Augment()
     epochs = config.fit.epochs
@@ -64,7 +64,7 @@ def caches(
     with ExitStack() as stack:
 
         def open_one(place: int, features: Mapping[str, tuple[int, ...]]) -> TeacherCache | None:
-            if config.cache == "off" or (config.cache == "auto" and views == epochs):
+            if config.cache == "never" or (config.cache == "auto" and views == epochs):
                 return None
             identity = Identity(
                 teacher=teacher_digest(teachers[place]),

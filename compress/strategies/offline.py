@@ -218,13 +218,9 @@ def check_classes(student: Tensor, teacher: Tensor) -> None:
 
 
 def _placed(held: tuple[Tensor, tuple[Tensor, ...]], layers: Sequence[str], device: torch.device) -> Answer:
-    """A cache's answer as the teacher gives it: maps laid out as its own are, so that sums round alike."""
+    """A cache's answer as the teacher gives it."""
     logits, features = held
-    placed = {
-        name: feature.to(device, memory_format=torch.channels_last if feature.dim() == 4 else torch.preserve_format)
-        for name, feature in zip(layers, features, strict=True)
-    }
-    return logits.to(device), placed
+    return logits.to(device), {name: feature.to(device) for name, feature in zip(layers, features, strict=True)}
 
 
 def _mean(config: Lessons, teachers: int) -> tuple[str, tuple[float, ...]]:

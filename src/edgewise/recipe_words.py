@@ -89,8 +89,6 @@ def _mistake(detail: ErrorDetails, root: Schema, document: Document) -> tuple[in
         hint = ": put it in quotes"
     if isinstance(got, str) and got in _kinds(schema, root):
         hint = f": write {{kind: {got}}}" if "discriminator" in schema else f": write {{kind: {got}, …}}"
-    if isinstance(got, bool) and {"on", "off"} & set(schema.get("enum", [])):
-        hint = f": YAML reads a bare {'on' if got else 'off'} as {_shown(got)}, put it in quotes"
     lists = any(option.get("type") == "array" for option in parent.get("oneOf", []))
     if isinstance(got, str) and not hint and lists and schema is not parent:
         hint = f": write one name as [{got}]"

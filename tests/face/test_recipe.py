@@ -147,8 +147,8 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         ("epochs: 3", "epochs: '3'", "stages[1].fit.epochs (line 17): expected a whole number >= 1, got '3'"),
         ("epochs: 3", "epochs:", "stages[1].fit.epochs (line 17): expected a whole number >= 1, got nothing"),
         ("epochs: 3", "epochs: [3]", "stages[1].fit.epochs (line 17): expected a whole number >= 1, got a list of 1"),
-        ("  - kind: distill\n", "  - kind: distill\n    cache: on\n", "stages[1].cache (line 16): expected one of auto, on, "
-         "off, got true: YAML reads a bare on as true, put it in quotes"),
+        ("  - kind: distill\n", "  - kind: distill\n    cache: on\n", "stages[1].cache (line 16): expected one of auto, always, "
+         "never, got true"),
         ("name: small", "name: 12", "name (line 1): expected a name of letters, digits, '.', '_' and '-', got 12: "
          "put it in quotes"),
         ("seed: 3", "bench: 3", "bench (line 2): expected a mapping of threads, batch, launches, blocks, block_ms, "

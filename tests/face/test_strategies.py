@@ -31,7 +31,7 @@ stages:
   - {{kind: assistant, model: {{kind: cifar_resnet, depth: 8, width: 6}}, fit: {FIT}}}
   - kind: distill
     fit: {FIT}
-    cache: 'on'
+    cache: always
     teacher_wrong: drop
     ensemble: {{teachers: [{{model: {{kind: cifar_resnet, depth: 8, width: 6}}, train: {FIT}}}]}}
     losses:
@@ -240,7 +240,7 @@ AT_ONCE: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
     ),
     "early stopping without a split for it": (
         lambda recipe: recipe.replace("task: {kind: digits}", "task: {kind: npz, path: images.npz}").replace(
-            "cache: 'on'", "label_only_epochs: 0"
+            "cache: always", "label_only_epochs: 0"
         ).replace("epochs: 1,", "epochs: 1, early_stop: {patience: 1},", 1),
         ("teacher.train.early_stop", "validation split", "task.val_size"),
     ),

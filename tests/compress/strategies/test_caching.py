@@ -86,7 +86,7 @@ def test_a_cached_run_is_a_live_run_of_rounded_answers(
     sizes.clear()
     assert learn(teacher, config, augment) == filling  # from disk alone
     assert sizes == traced
-    live = told(losses=losses, cache="off")
+    live = told(losses=losses, cache="never")
     assert learn(asked(rounded=True)[0], live, augment) == filling
     assert learn(teacher, live, augment) != filling
 
@@ -97,7 +97,7 @@ def test_in_float32_a_cached_run_is_the_live_run(
     asked: Any, learn: Any, augment: Augment, losses: tuple[Any, ...]
 ) -> None:
     teacher, sizes = asked()
-    live = learn(teacher, told(losses=losses, cache="off"), augment)
+    live = learn(teacher, told(losses=losses, cache="never"), augment)
     config = told(losses=losses, cache_dtype="float32")
     assert learn(teacher, config, augment) == live
     sizes.clear()
@@ -113,7 +113,7 @@ def test_the_next_seed_has_views_of_its_own(asked: Any, learn: Any) -> None:
         sizes.clear()
         cached = learn(teacher, told(), augment, seed=4)
         assert (sizes == []) == shared
-        assert learn(asked(rounded=True)[0], told(cache="off"), augment, seed=4) == cached
+        assert learn(asked(rounded=True)[0], told(cache="never"), augment, seed=4) == cached
 
 
 def test_mixed_samples_come_again_too(asked: Any, learn: Any) -> None:
@@ -155,7 +155,7 @@ def test_labels_alone_at_first_need_no_answers(asked: Any, learn: Any) -> None:
     cached = learn(teacher, config, STILL)
     assert sizes == [16] * 4  # the last batch of the second epoch, then all of the third
     assert learn(teacher, config, STILL) == cached
-    assert learn(asked(rounded=True)[0], told(label_only_epochs=1.5, cache="off"), STILL) == cached
+    assert learn(asked(rounded=True)[0], told(label_only_epochs=1.5, cache="never"), STILL) == cached
 
 
 def test_where_no_view_comes_again_the_teacher_is_asked(asked: Any, learn: Any, tmp_path: Path) -> None:
@@ -172,4 +172,4 @@ def test_answers_that_do_not_fit(asked: Any, learn: Any, tmp_path: Path) -> None
     assert "asked live" in notes[0]
     assert sizes == [16] * 12
     with pytest.raises(ArtifactError, match="the bound is"):
-        learn(teacher, told(cache_bytes=48 * 3, cache="on"), STILL)
+        learn(teacher, told(cache_bytes=48 * 3, cache="always"), STILL)
