@@ -85,7 +85,7 @@ def _mistake(detail: ErrorDetails, root: Schema, document: Document) -> tuple[in
         place, schema = (*place, "kind"), {"enum": list(_kinds(schema, root))}
         got = _at(place, document)
     hint = did_you_mean(got, map(str, schema["enum"])) if "enum" in schema and isinstance(got, str) else ""
-    if schema.get("type") == "string" and isinstance(got, int | float):
+    if schema.get("type") == "string" and "enum" not in schema and isinstance(got, int | float):
         hint = ": put it in quotes"
     if isinstance(got, str) and got in _kinds(schema, root):
         hint = f": write {{kind: {got}}}" if "discriminator" in schema else f": write {{kind: {got}, …}}"
