@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgewise.compress.layers import Trace, resolve, sizes, trace
 from edgewise.compress.losses import LossConfig
-from edgewise.compress.losses.base import Batch, Outputs, Pair
+from edgewise.compress.losses.base import Batch, Loss, Outputs, Pair
 from edgewise.errors import EdgewiseError, ModelError
 
 MASKED = -1e4
@@ -47,7 +47,7 @@ class Signals(nn.Module):
         for place, name in layered:
             assert ours is not None
             assert theirs is not None
-            self.pairs[name] = _resolved(name, wanted[name], ours, theirs)
+            self.pairs[name] = _resolved(name, self.losses[name], ours, theirs)
             try:
                 learner = self.losses[name].learner(sizes(self.pairs[name], ours, theirs, samples))
             except EdgewiseError as error:
@@ -183,12 +183,16 @@ def _batch_rows(batch: Batch, keep: Tensor) -> Batch:
     return replace(batch, inputs=batch.inputs[keep], targets=batch.targets[keep], index=batch.index[keep], mask=mask)
 
 
-def _resolved(name: str, layers: object, ours: Trace, theirs: Trace) -> tuple[Pair, ...]:
-    if layers == ():  # a user's loss between logits alone
+def _resolved(name: str, loss: Loss, ours: Trace, theirs: Trace) -> tuple[Pair, ...]:
+    layers = loss.wanted_layers()
+    if layers is None or layers == ():  # a user's loss between logits alone
         return ()
     try:
-        return resolve(layers, ours, theirs)  # type: ignore[arg-type]
+        return resolve(layers, ours, theirs)
     except ModelError as error:
+        if type(loss).edit is not Loss.edit:
+            hint = "call its edit(student, teacher, input_shape) first, as the pipeline does"
+            error = ModelError(error.message, where=error.where, hint=hint)
         raise _named(name, error) from error
 
 

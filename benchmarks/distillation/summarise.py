@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +28,55 @@ Results = Mapping[str, Seeds]
 LEGEND = """\
 Top-1 in % on all 10,000 test images after the last epoch: mean over n seeds, and half the width of its 95 % interval
 (Student's t over seeds). Differences are in percentage points, paired by seed (same first weights, order of samples and
-views), with their 95 % interval. **Bold**: the interval excludes 0. Of 20 comparisons between equals one comes out bold
+views), with their 95 % interval. With few seeds a difference's own spread says little, so the spread is pooled over all
+arms of the experiment that are compared with the same baseline, as in an analysis of variance: it is taken to be alike
+in all of them. **Bold**: the interval excludes 0. Of 20 comparisons between equals one comes out bold
 by chance; nothing is corrected for how many there are. s/run: median seconds of one thread to train (of the runs that
 were not cut off on the way), the teacher's kept answers not counted (`live`: the teacher answers
 in every step, because a loss looks at its inner layers).
 """
 
 
-def student_t(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of ``values`` with Student's interval; endless for a single one."""
+@dataclass(frozen=True)
+class Spread:
+    """A standard deviation, and the degrees of freedom that it was estimated with."""
+
+    deviation: float
+    freedom: int
+
+
+def student_t(values: Sequence[float], confidence: float = 0.95, spread: Spread | None = None) -> Interval:
+    """The mean of ``values`` with Student's interval, by their own spread or a pooled one; endless without one."""
     from scipy.special import stdtrit
 
     given = np.asarray(values, np.float64)
     mean, n = float(given.mean()), len(given)
-    if n < 2:
+    if spread is None and n > 1:
+        spread = Spread(float(given.std(ddof=1)), n - 1)
+    if spread is None or n < 2:
         return Interval(mean, -math.inf, math.inf)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * float(given.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(spread.freedom, (1 + confidence) / 2)) * spread.deviation / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 
-def paired(
-    ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]
-) -> tuple[Interval, int] | None:
+def gaps(ours: Seeds, theirs: Seeds) -> list[float]:
+    """Ours minus theirs in percentage points, for each seed that both have."""
+    return [100 * (ours[seed]["test"] - theirs[seed]["test"]) for seed in sorted(set(ours) & set(theirs))]
+
+
+def pooled(experiment: Experiment, known: Results, baseline: str) -> Spread | None:
+    """The spread of a difference to ``baseline``, over all arms that are compared with it; None without two seeds."""
+    rivals = [arm for arm in known if baseline in experiment.arms[arm].against and baseline in known]
+    lists = [gaps(known[arm], known[baseline]) for arm in rivals]
+    freedom = sum(max(0, len(values) - 1) for values in lists)
+    squares = sum(float(np.var(values)) * len(values) for values in lists if len(values) > 1)
+    return Spread(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
+def paired(ours: Seeds, theirs: Seeds, spread: Spread | None = None) -> tuple[Interval, int] | None:
     """Ours minus theirs in percentage points, over the seeds that both have, and how many those are."""
-    seeds = sorted(set(ours) & set(theirs))
-    if not seeds:
-        return None
-    return student_t([100 * (ours[seed]["test"] - theirs[seed]["test"]) for seed in seeds]), len(seeds)
+    values = gaps(ours, theirs)
+    return (student_t(values, spread=spread), len(values)) if values else None
 
 
 def excludes_zero(interval: Interval) -> bool:
@@ -108,13 +131,14 @@ def section(name: str, experiment: Experiment, results: Results) -> str:
     """One experiment: its arms from best to worst, and what follows."""
     baselines = [arm for arm in experiment.arms if any(arm in other.against for other in experiment.arms.values())]
     known = {arm: results[arm] for arm in experiment.arms if arm in results}
+    spreads = {baseline: pooled(experiment, known, baseline) for baseline in baselines}
     order = sorted(known, key=lambda arm: -student_t([r["test"] for r in known[arm].values()]).value)
     rows = []
     for arm in order:
         settings = experiment.arms[arm]
         score = student_t([100 * record["test"] for record in known[arm].values()])
         cells = [
-            difference(paired(known[arm], known[other]), len(known[arm]))
+            difference(paired(known[arm], known[other], spreads[other]), len(known[arm]))
             if other in settings.against and other in known
             else ""
             for other in baselines
@@ -140,15 +164,21 @@ def counts(experiment: Experiment, known: Results) -> list[str]:
     lines = []
     for baseline in experiment.arms:
         rivals = [arm for arm in known if baseline in experiment.arms[arm].against and baseline in known]
-        gaps = {arm: gap for arm in rivals if (gap := paired(known[arm], known[baseline])) is not None}
-        if len(gaps) < 2:
+        spread = pooled(experiment, known, baseline)
+        found = {arm: gap for arm in rivals if (gap := paired(known[arm], known[baseline], spread)) is not None}
+        if len(found) < 2:
             continue
-        better = [f"`{arm}`" for arm, (gap, _) in gaps.items() if gap.low > 0]
-        worse = [f"`{arm}`" for arm, (gap, _) in gaps.items() if gap.high < 0]
-        above = sum(gap.value > 0 for gap, _ in gaps.values())
+        better = [f"`{arm}`" for arm, (gap, _) in found.items() if gap.low > 0]
+        worse = [f"`{arm}`" for arm, (gap, _) in found.items() if gap.high < 0]
+        above = sum(gap.value > 0 for gap, _ in found.values())
+        told = (
+            f" Over seeds a difference spreads by {spread.deviation:.2f} (pooled, df {spread.freedom})."
+            if spread
+            else ""
+        )
         lines.append(
-            f"Against `{baseline}`: {len(better)} of {len(gaps)} are better ({', '.join(better) or 'none'}), "
-            f"{len(worse)} worse ({', '.join(worse) or 'none'}); {above} have the higher mean."
+            f"Against `{baseline}`: {len(better)} of {len(found)} are better ({', '.join(better) or 'none'}), "
+            f"{len(worse)} worse ({', '.join(worse) or 'none'}); {above} have the higher mean.{told}"
         )
     return lines
 

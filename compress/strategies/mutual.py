@@ -4,7 +4,8 @@
 
 Zhang, Xiang, Hospedales, Lu, "Deep Mutual Learning", arXiv 1706.00384, equations 5 and 6: KL at T=1 between the peers,
 each peer's answer a constant for the others. The paper updates one peer after the other, each answering anew
-(``in_turn``); from one forward pass for all (``together``) it costs K passes a step and not K^2.
+(``in_turn``); from one forward pass for all (``together``) it costs K passes a step and not K^2. In turn, a peer's
+BatchNorm statistics see each batch K times: whenever a peer answers it answers in training mode, as in the paper.
 """
 
 from __future__ import annotations

@@ -221,6 +221,23 @@ def test_intervals_are_students(bench: Any) -> None:
     assert bench.summarise.student_t([1.0]).high == math.inf
 
 
+def test_the_pooled_spread_is_that_of_an_analysis_of_variance(bench: Any) -> None:
+    def runs(*values: float) -> dict[int, dict[str, float]]:
+        return {seed: {"test": value} for seed, value in enumerate(values)}
+
+    experiment = bench.experiments.EXPERIMENTS["e2"]
+    known = {"ce": runs(0.5, 0.5, 0.5), "at": runs(0.51, 0.53), "sp": runs(0.50, 0.51, 0.55), "cc": runs(0.6)}
+    residuals = np.array([-1.0, 1.0, -2.0, -1.0, 3.0])  # about each arm's own mean, in points
+    spread = bench.summarise.pooled(experiment, known, "ce")
+    assert spread.freedom == 5 - 2
+    assert spread.deviation == pytest.approx(np.sqrt((residuals**2).sum() / 3))
+    half = stats.t.ppf(0.975, 3) * spread.deviation / np.sqrt(2)
+    interval, n = bench.summarise.paired(known["at"], known["ce"], spread)
+    assert (n, interval.value) == (2, pytest.approx(2.0))
+    assert interval.high - interval.value == pytest.approx(half)
+    assert bench.summarise.paired(known["cc"], known["ce"], spread)[0].high == np.inf
+
+
 def test_differences_are_paired_by_seed(bench: Any) -> None:
     def runs(**scores: float) -> dict[int, dict[str, float]]:
         return {int(seed[1:]): {"test": score} for seed, score in scores.items()}
