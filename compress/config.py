@@ -133,6 +133,11 @@ class Lessons(Config):
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Lessons:
+        run = getattr(self, "fit", None)
+        if run is not None and self.losses and self.label_only_epochs >= run.epochs:
+            raise ValueError(
+                f"label_only_epochs: {self.label_only_epochs:g} of {run.epochs} epochs leave nothing to the losses"
+            )
         if not self.losses and self.cross_entropy == 0:
             raise ValueError("there is nothing to learn from: no losses and cross_entropy is 0")
         if self.balance == "gradient":

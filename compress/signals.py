@@ -54,7 +54,7 @@ class Signals(nn.Module):
                 raise _named(name, error) from error
             except ValueError as error:
                 raise ModelError(
-                    f"{name} can't be built: {error}", where="losses", hint="choose other layers"
+                    f"{name} can't be built: {error}", where="losses", hint="change its settings or its layers"
                 ) from error
             if learner is not None:
                 self.learners[place] = learner
@@ -65,6 +65,14 @@ class Signals(nn.Module):
         if ours is not None and theirs is not None:
             known = sizes(tuple(paired), ours, theirs, samples)
             self.teacher_shapes = {pair.teacher: shape for pair, shape in zip(paired, known.teacher, strict=True)}
+
+    def in_words(self) -> list[str]:
+        """Which layer follows which, a line for each loss that has layers."""
+        return [
+            f"{name}: " + ", ".join(f"{pair.student} follows {pair.teacher}" for pair in pairs)
+            for name, pairs in self.pairs.items()
+            if pairs
+        ]
 
     def forward(
         self,

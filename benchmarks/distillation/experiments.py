@@ -182,7 +182,7 @@ def taught(about: str, teacher: str, losses: Sequence[Settings], *, cross_entrop
 # --- E1: does distillation help at all? -----------------------------------------------------------------------------
 
 _E1_BASELINES = ("ce", "label_smoothing")
-_RATES = {"ce_rate_0.1": 0.1, "ce_rate_0.2": 0.2}
+_RATES = (0.1, 0.2)
 
 
 def _e1(teacher: str) -> dict[str, Arm]:
@@ -197,10 +197,22 @@ def _e1(teacher: str) -> dict[str, Arm]:
     }
 
 
-def _rated(rate: float) -> Arm:
+def _rated(rate: float) -> dict[str, Arm]:
     """KD has longer gradients than the labels: is a higher learning rate all there is to its gain?"""
     fit = {"optimizer": {**SGD, "lr": rate}}
-    return labels(f"labels alone, learning rate {rate}", fit=fit, against=("ce",), seeds=(0, 1, 2))
+    plain, kd = f"ce_rate_{rate}", f"kd_rate_{rate}"
+    return {
+        plain: labels(f"labels alone, learning rate {rate}", fit=fit, against=("ce",), seeds=(0, 1, 2)),
+        kd: taught(
+            f"KD, T=4, 0.1/0.9, learning rate {rate}",
+            "resnet20",
+            [KD],
+            cross_entropy=0.1,
+            fit=fit,
+            against=("ce", plain),
+            seeds=(0, 1, 2),
+        ),
+    }
 
 
 _E1_CIFAR10 = {
@@ -213,9 +225,9 @@ _E1_CIFAR10 = {
         against=_E1_BASELINES,
         seeds=(0, 1, 2),
     ),
-    **{name: _rated(rate) for name, rate in _RATES.items()},
+    **{name: arm for rate in _RATES for name, arm in _rated(rate).items()},
 }
-_E1_CIFAR10["kd"] = replace(_E1_CIFAR10["kd"], against=(*_E1_BASELINES, *_RATES))
+_E1_CIFAR10["kd"] = replace(_E1_CIFAR10["kd"], against=(*_E1_BASELINES, *(f"ce_rate_{rate}" for rate in _RATES)))
 
 # --- E2: which families help? ---------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from edgewise.compress.cache import (
 )
 from edgewise.compress.config import Offline
 from edgewise.compress.strategies.offline import OpenCache
+from edgewise.errors import ArtifactError
 from edgewise.models.tasks.augment import view_number
 from edgewise.models.tasks.base import Split
 from edgewise.models.tasks.config import Augment
@@ -83,9 +84,13 @@ def caches(
             )
             folder = cache_folder(root, identity)
             reason = no_room(folder, identity, config.cache_bytes)
-            if config.cache == "auto" and reason is not None:
+            if reason is not None and config.cache == "auto":
                 tell(f"the teacher is asked live: {reason}")
                 return None
+            if reason is not None:
+                hint = "raise cache_bytes, tap fewer or smaller layers, or set cache: never"
+                raise ArtifactError(reason, where="cache: always", hint=hint)
+            tell("the teacher's answers are kept, and read where they are there")
             return stack.enter_context(open_cache(folder, identity, max_bytes=config.cache_bytes))
 
         yield open_one

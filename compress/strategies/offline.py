@@ -162,8 +162,10 @@ def distill(
     checkpoint: Path | None = None,
     validate: Validate | None = None,
     tick: Tick = silent,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Epoch]:
-    """Train ``student`` in place. Teachers are put in evaluation mode and get no gradient.
+    """Train ``student`` in place. Teachers are put in evaluation mode and get no gradient. ``tell`` is told what was
+    found out on the way: which layers were paired, what "balance" measured.
 
     ``run`` is the training run where ``config`` has none of its own called ``fit``.
 
@@ -193,7 +195,16 @@ def distill(
             features=(ours, theirs),
             caches=caches,
         )
-        return fit(lesson, split, run, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick)
+        history = fit(
+            lesson, split, run, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick
+        )
+    if tell is not None:
+        for line in signals.in_words():
+            tell(line)
+        if config.balance == "gradient":
+            scales = zip(signals.losses, lesson.scales.tolist(), strict=True)
+            tell("balanced: " + ", ".join(f"{name} times {scale:.3g}" for name, scale in scales))
+    return history
 
 
 def freeze(teachers: Sequence[nn.Module], student: nn.Module) -> None:

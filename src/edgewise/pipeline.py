@@ -348,6 +348,7 @@ def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: l
                     note=f"made in {made.seconds:.0f} s",
                 )
             )
+        notes += [f"{name}: {line}" for line in metrics.get("told", ())]
         notes += [f"{name}: not pruned: {layer}: {reason}" for layer, reason in metrics.get("skipped", {}).items()]
         if name.startswith("tensorrt-"):
             manifest = json.loads(made.file(metrics["main"]).read_text())

@@ -52,6 +52,7 @@ STAGES = [
     *(f"{runtime}-{form}" for runtime in RUNTIMES for form in ("float32-teacher", "float32", "int8")),
     *("tensorrt-float16", "tensorrt-int8", "measure"),
 ]
+QUICK = ("samples", "student")
 TRAINED = {"teacher", "2-distill", "3-quantize"}
 UNTIMED = [stage for stage in STAGES if stage != "measure"]
 
@@ -146,8 +147,8 @@ def test_a_damaged_stamp_only_costs_a_new_report(copied: Path) -> None:
 
 
 def _until_in_the_middle_of(stage: str, run: Path, process: subprocess.Popen[str]) -> None:
-    """Training: once there is a checkpoint to go on from. Other stages: a moment, most last longer."""
-    if stage not in TRAINED:
+    """Training: once there is a checkpoint to go on from. Other stages: a moment, most last longer; the first don't."""
+    if stage not in (*TRAINED, *QUICK):
         time.sleep(0.1)
     while stage in TRAINED and process.poll() is None:
         if list(run.glob(f"stages/{stage}-*.partial/scratch/checkpoint.safetensors")):
@@ -162,6 +163,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(finished: Path) -> No
         [sys.executable, "-m", "edgewise", "run", "tiny.yaml", "--out", "killed"],
     )
     for stage in STAGES:
+        if stage in QUICK and stage in digests(run):
+            continue  # over before the kill that was meant for the one before it
         process = subprocess.Popen(
             command, cwd=finished.parent, stderr=subprocess.PIPE, text=True, start_new_session=True
         )

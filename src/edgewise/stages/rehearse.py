@@ -1,5 +1,5 @@
-"""What can be known before anything is trained: whether there is something to validate on, and whether every loss finds
-its layers. Nets are built with random weights and shown one batch of zeros."""
+"""What can be known before anything is trained: whether there is something to validate on, whether every loss finds its
+layers and can be computed. Nets are built with random weights and shown a few samples."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from edgewise.recipe_yaml import dotted, named
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from edgewise.compress.signals import Signals
 
 
 def rehearse(recipe: Recipe, task: Task) -> None:
@@ -98,8 +100,38 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
             for ours, theirs in pairs if losses and not isinstance(stage, Quantize) else ():
                 for loss in losses if isinstance(stage, Offline) else ():
                     loss.edit(ours, theirs, task.input_shape)
-                Signals(losses, ours, theirs, input_shape=task.input_shape, samples=samples)
+                signals = Signals(losses, ours, theirs, input_shape=task.input_shape, samples=samples)
+                _call_once(signals, ours, theirs, task, stage)
             teacher = learns if isinstance(stage, Assistant) else teacher
         except EdgewiseError as error:
             where = f"stages[{place}] ({stage.kind})" + (f", {error.where}" if error.where else "")
             raise type(error)(error.message, where=where, hint=error.hint) from error
+
+
+def _call_once(signals: Signals, student: nn.Module, teacher: nn.Module, task: Task, stage: Any) -> None:
+    """Every loss on a few real samples: one that can't be computed is told now."""
+    import numpy as np
+    import torch
+
+    from edgewise.compress.losses.base import Batch
+    from edgewise.compress.strategies.offline import check_classes
+    from edgewise.compress.taps import tapped
+
+    split = task.splits["train"]
+    index = np.arange(min(stage.fit.batch_size, len(split.ids), 32))
+    inputs, targets = torch.from_numpy(split.read(index)), torch.from_numpy(split.targets[index].astype(np.int64))
+    with tapped(student, signals.student_layers) as ours, tapped(teacher, signals.teacher_layers) as theirs:
+        logits = student.eval()(inputs)
+        with torch.no_grad():
+            answers = teacher.eval()(inputs)
+        check_classes(logits, answers)
+        batch = Batch(inputs, targets, torch.from_numpy(index))
+        terms = signals((logits, ours), ([answers], theirs), batch, active=list(signals.losses))
+    for name, term in terms.items():
+        loss = signals.losses[name]
+        if isinstance(loss, Custom) and not torch.isfinite(term):
+            raise RecipeError(
+                f"it gives {float(term)} for untrained nets",
+                where=loss.loss,
+                hint="look for a division or logarithm of 0",
+            )

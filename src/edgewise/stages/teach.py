@@ -99,11 +99,18 @@ def _taught(work: Work, model: nn.Module, description: Description) -> dict[str,
     changes = [loss.edit(model, teachers[0], task.input_shape) for loss in config.losses]
     split = task.splits["train"]
     names = [parent.key for role, parent in work.parents.items() if role.startswith("teacher")]
-    told: dict[str, Any] = {"names": names, "seed": work.recipe.seed, "augment": task.augment, "tell": work.note}
-    with caches(work.cache, teachers, split, config, classes=len(task.classes), **told) as open_cache:
-        history = distil_into(model, teachers, split, config, open_cache=open_cache, **_running(work))
+    told: list[str] = []
+    about: dict[str, Any] = {"names": names, "seed": work.recipe.seed, "augment": task.augment, "tell": told.append}
+    with caches(work.cache, teachers, split, config, classes=len(task.classes), **about) as open_cache:
+        running = {**_running(work), "tell": told.append}
+        history = distil_into(model, teachers, split, config, open_cache=open_cache, **running)
     write_history(work, history)
-    return save(work, model, edited(description, *(edit for edit in changes if edit is not None)))
+    if config.fit.early_stop is not None:
+        best = max(history, key=lambda epoch: epoch.validation or 0.0)
+        told.append(f"kept epoch {best.epoch} of {len(history)}, {best.validation:.4f} on the validation split")
+    for line in told:
+        work.note(f"{work.name}: {line}")
+    return save(work, model, edited(description, *(edit for edit in changes if edit is not None)), told=told)
 
 
 def online(work: Work) -> dict[str, Any]:
