@@ -162,10 +162,10 @@ class Lessons(Config):
         return self
 
 
-Taught = TypeVar("Taught", bound=Lessons)
+_Stage = TypeVar("_Stage", bound=Lessons)
 
 
-def _weighed_by_hand(stage: Taught, why: str) -> Taught:
+def _weighed_by_hand(stage: _Stage, why: str) -> _Stage:
     if stage.balance != "none":
         raise ValueError(f"balance: gradient has nothing to measure by at the first batch: {why}; set the weights")
     return stage
@@ -275,6 +275,10 @@ class EmaTeacher(Lessons):
     buffers: Literal["copy", "average"] = Field(
         "copy", description="BatchNorm's statistics: the student's, or averaged"
     )
+
+    @model_validator(mode="after")
+    def _starts_alike(self) -> EmaTeacher:
+        return _weighed_by_hand(self, "teacher and student start alike")
 
 
 class Inherit(Config):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,35 @@ def test_what_can_be_known_is_told_before_any_training(
     assert not (tmp_path / "run" / "stages").exists()
     assert "teacher" not in capsys.readouterr().err
     sys.modules.pop("mine", None)
+
+
+def test_a_net_that_teaches_itself_is_rehearsed_against_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgewise.models.tasks.load import load_task
+    from edgewise.recipe_file import load_recipe
+    from edgewise.stages.rehearse import rehearse
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "of_features.py").write_text(
+        "def near(student, teacher, batch):\n    return (student.features[0] - teacher.features[0]).abs().mean()\n"
+    )
+    stages = "stages:\n" + "".join(
+        f"  - {{kind: {kind}, fit: {FIT}, losses: [{{kind: custom, loss: 'of_features:near', layers: last}}]}}\n"
+        for kind in ("ema_teacher", "born_again")
+    )
+    head, _, tail = RECIPE.partition("stages:\n")
+    (tmp_path / "recipe.yaml").write_text(head + stages + tail[tail.index("deploy:") :])
+    recipe = load_recipe(tmp_path / "recipe.yaml").recipe
+    task = load_task(recipe.task)
+
+    class Unread:
+        """Images made from a teacher alone may not have been preceded by a look at the real ones."""
+
+        ids, targets = task.splits["train"].ids, task.splits["train"].targets
+
+        def read(self, index: object) -> object:
+            raise AssertionError("a sample was read")
+
+    rehearse(recipe, replace(task, splits={**task.splits, "train": Unread()}))
+    sys.modules.pop("of_features", None)

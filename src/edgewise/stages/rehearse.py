@@ -1,8 +1,9 @@
 """What can be known before anything is trained: whether there is something to validate on, whether every loss finds its
-layers and can be computed. Nets are built with random weights and shown a few samples."""
+layers and can be computed. Nets are built with random weights and shown noise: no sample is read."""
 
 from __future__ import annotations
 
+import copy
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,8 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
             if isinstance(stage, SelfDistill):
                 exit_layers(model, stage.layers, task.input_shape)
             learns = built(stage.model) if isinstance(stage, Assistant) else model
-            pairs = [(learns, model if isinstance(stage, BornAgain | EmaTeacher) else teacher)]
+            # Its own teacher is a copy: features of one net can't be both sides of a loss.
+            pairs = [(learns, copy.deepcopy(model) if isinstance(stage, BornAgain | EmaTeacher) else teacher)]
             if isinstance(stage, Mutual):
                 pairs = list(permutations([model, *map(built, stage.peers)], 2))
             for ours, theirs in pairs if losses and not isinstance(stage, Quantize) else ():
@@ -109,23 +111,21 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
 
 
 def _call_once(signals: Signals, student: nn.Module, teacher: nn.Module, task: Task, stage: Any) -> None:
-    """Every loss on a few real samples: one that can't be computed is told now."""
-    import numpy as np
+    """Every loss on a few images of noise: one that can't be computed is told now."""
     import torch
 
     from edgewise.compress.losses.base import Batch
     from edgewise.compress.strategies.offline import check_classes
     from edgewise.compress.taps import tapped
 
-    split = task.splits["train"]
-    index = np.arange(min(stage.fit.batch_size, len(split.ids), 32))
-    inputs, targets = torch.from_numpy(split.read(index)), torch.from_numpy(split.targets[index].astype(np.int64))
+    index = torch.arange(min(stage.fit.batch_size, len(task.splits["train"].ids), 32))
+    inputs, targets = torch.randn(len(index), *task.input_shape), index % len(task.classes)
     with tapped(student, signals.student_layers) as ours, tapped(teacher, signals.teacher_layers) as theirs:
         logits = student.eval()(inputs)
         with torch.no_grad():
             answers = teacher.eval()(inputs)
         check_classes(logits, answers)
-        batch = Batch(inputs, targets, torch.from_numpy(index))
+        batch = Batch(inputs, targets, index)
         terms = signals((logits, ours), ([answers], theirs), batch, active=list(signals.losses))
     for name, term in terms.items():
         loss = signals.losses[name]

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Work:
     """What a stage is given: its name, its config, its parents by role, an empty payload folder, scratch for
-    checkpoints, the run's cache of teachers'
-    answers; ``note`` tells the user a line."""
+    checkpoints, the run's cache of teachers' answers; ``note`` tells the user a line."""
 
     name: str
     recipe: Recipe

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -163,3 +164,8 @@ def test_a_killed_run_ends_with_the_same_bits(
         learn(0, checkpoint=file, tick=killed(stop_at))
     assert file.exists()
     assert learn(90, checkpoint=file) == whole
+
+
+def test_a_net_that_starts_as_its_own_teacher_is_not_weighed_by_gradients() -> None:
+    with pytest.raises(ValidationError, match=r"balance.*start alike"):
+        EmaTeacher(kind="ema_teacher", losses=(KD(weight=1.0),), balance="gradient")
