@@ -7,17 +7,14 @@ quantization.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
+from typing_extensions import Unpack
 
 from edgewise.compress.config import Quantize
 from edgewise.compress.quantize import insert_quantizers
 from edgewise.compress.strategies.offline import distill
-from edgewise.compress.train import Epoch, Validate
+from edgewise.compress.train import Epoch, Running
 from edgewise.models.tasks.base import Float, Split
-from edgewise.models.tasks.config import Augment
-from edgewise.progress import Tick, silent
 
 
 def quantize(
@@ -26,11 +23,7 @@ def quantize(
     config: Quantize,
     *,
     calibration: Float,
-    seed: int,
-    augment: Augment | None = None,
-    checkpoint: Path | None = None,
-    validate: Validate | None = None,
-    tick: Tick = silent,
+    **running: Unpack[Running],
 ) -> tuple[nn.Module, list[Epoch]]:
     """The quantized copy of ``model``, and the history of its training (empty for PTQ).
 
@@ -42,16 +35,5 @@ def quantize(
     quantized = insert_quantizers(model, calibration)
     if config.fit is None:
         return quantized, []
-    history = distill(
-        quantized,
-        model,
-        split,
-        config,
-        run=config.fit,
-        seed=seed,
-        augment=augment,
-        checkpoint=checkpoint,
-        validate=validate,
-        tick=tick,
-    )
+    history = distill(quantized, model, split, config, run=config.fit, **running)
     return quantized.eval(), history

@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Required, TypedDict
 
 from edgewise.compress import checkpoint as checkpoints
 from edgewise.compress.config import Fit, Sgd
@@ -35,6 +36,17 @@ from edgewise.progress import Tick, silent
 
 Validate = Callable[[nn.Module], float]
 """The metric of a model on the validation split; higher is better."""
+
+
+class Running(TypedDict, total=False):
+    """What every training run is told beside its lesson, its data and its config; see :func:`fit`."""
+
+    seed: Required[int]
+    augment: Augment | None
+    checkpoint: Path | None
+    validate: Validate | None
+    tick: Tick
+
 
 EXPLODED = 1e6
 """A weighted term beyond this has lost its way: cross-entropy over a million classes starts at 14."""

@@ -10,13 +10,13 @@ exits are stacks of separable convolutions; these cost less and leave the same n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
+from typing_extensions import Unpack
 
 from edgewise.compress.adapters import map_shape, to_map
 from edgewise.compress.config import SelfDistill
@@ -26,11 +26,9 @@ from edgewise.compress.losses.base import Batch, Pair
 from edgewise.compress.losses.kd import kd_loss
 from edgewise.compress.schedule import value_at
 from edgewise.compress.taps import tapped
-from edgewise.compress.train import Epoch, Validate, fit
+from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
 from edgewise.models.tasks.base import Split
-from edgewise.models.tasks.config import Augment
-from edgewise.progress import Tick, silent
 
 
 class Exit(nn.Module):
@@ -115,12 +113,7 @@ def learn_from_end(
     model: nn.Module,
     split: Split,
     config: SelfDistill,
-    *,
-    seed: int,
-    augment: Augment | None = None,
-    checkpoint: Path | None = None,
-    validate: Validate | None = None,
-    tick: Tick = silent,
+    **running: Unpack[Running],
 ) -> list[Epoch]:
     """Train ``model`` in place with exits, which are forgotten afterwards.
 
@@ -128,9 +121,7 @@ def learn_from_end(
         ModelError: there is no inner layer to leave at, or a named one is no map.
     """
     found, layers, last = exit_layers(model, config.layers, split.read(np.zeros(1, np.int64)).shape[1:])
-    torch.manual_seed(seed)
+    torch.manual_seed(running["seed"])
     with tapped(model, (*layers, last)) as features:
         lesson = Exits(model, layers, last, found, config, features)
-        return fit(
-            lesson, split, config.fit, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick
-        )
+        return fit(lesson, split, config.fit, **running)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from edgewise.compress.config import EmaTeacher, Lessons, Online
 from edgewise.compress.lesson import label_loss
@@ -22,11 +22,9 @@ from edgewise.compress.schedule import value_at
 from edgewise.compress.signals import Signals
 from edgewise.compress.strategies.offline import Answer, Taught
 from edgewise.compress.taps import tapped
-from edgewise.compress.train import Epoch, Validate, fit
+from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
 from edgewise.models.tasks.base import Split
-from edgewise.models.tasks.config import Augment
-from edgewise.progress import Tick, silent
 
 TEACHER = "teacher: cross_entropy"
 
@@ -113,12 +111,7 @@ def learn_online(
     teacher: nn.Module,
     split: Split,
     config: Online,
-    *,
-    seed: int,
-    augment: Augment | None = None,
-    checkpoint: Path | None = None,
-    validate: Validate | None = None,
-    tick: Tick = silent,
+    **running: Unpack[Running],
 ) -> list[Epoch]:
     """Train ``student`` and ``teacher`` in place, in the same steps.
 
@@ -128,19 +121,14 @@ def learn_online(
     if student is teacher:
         raise ModelError("the student is the teacher itself", hint="pass a copy")
     teacher.requires_grad_(True)
-    return _learn(Alongside, student, teacher, split, config, seed, augment, checkpoint, validate, tick)
+    return _learn(Alongside, student, teacher, split, config, **running)
 
 
 def learn_from_average(
     student: nn.Module,
     split: Split,
     config: EmaTeacher,
-    *,
-    seed: int,
-    augment: Augment | None = None,
-    checkpoint: Path | None = None,
-    validate: Validate | None = None,
-    tick: Tick = silent,
+    **running: Unpack[Running],
 ) -> list[Epoch]:
     """Train ``student`` in place, taught by the running average of itself.
 
@@ -148,7 +136,7 @@ def learn_from_average(
         ModelError: a loss can't be computed.
     """
     average = copy.deepcopy(student).eval().requires_grad_(False)
-    return _learn(Trailing, student, average, split, config, seed, augment, checkpoint, validate, tick)
+    return _learn(Trailing, student, average, split, config, **running)
 
 
 def _learn(
@@ -157,14 +145,10 @@ def _learn(
     teacher: nn.Module,
     split: Split,
     config: Lessons,
-    seed: int,
-    augment: Augment | None,
-    checkpoint: Path | None,
-    validate: Validate | None,
-    tick: Tick,
+    **running: Unpack[Running],
 ) -> list[Epoch]:
     assert isinstance(config, Online | EmaTeacher)
-    torch.manual_seed(seed)  # adapters start at random
+    torch.manual_seed(running["seed"])  # adapters start at random
     shape = split.read(np.zeros(1, np.int64)).shape[1:]
     signals = Signals(config.losses, student, teacher, input_shape=shape, samples=len(split.ids))
     with ExitStack() as stack:
@@ -178,6 +162,4 @@ def _learn(
             label_smoothing=config.fit.label_smoothing,
             features=(ours, theirs),
         )
-        return fit(
-            lesson, split, config.fit, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick
-        )
+        return fit(lesson, split, config.fit, **running)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from edgewise.compress.config import Mutual
 from edgewise.compress.lesson import Lesson, label_loss
@@ -25,11 +25,9 @@ from edgewise.compress.schedule import value_at
 from edgewise.compress.signals import Signals
 from edgewise.compress.strategies.offline import check_classes
 from edgewise.compress.taps import tapped
-from edgewise.compress.train import Epoch, Validate, fit
+from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
 from edgewise.models.tasks.base import Split
-from edgewise.models.tasks.config import Augment
-from edgewise.progress import Tick, silent
 
 
 class Peers(Lesson):
@@ -102,12 +100,7 @@ def learn_together(
     peers: Sequence[nn.Module],
     split: Split,
     config: Mutual,
-    *,
-    seed: int,
-    augment: Augment | None = None,
-    checkpoint: Path | None = None,
-    validate: Validate | None = None,
-    tick: Tick = silent,
+    **running: Unpack[Running],
 ) -> list[Epoch]:
     """Train ``student`` and ``peers`` in place, each from the labels and from all others.
 
@@ -117,7 +110,7 @@ def learn_together(
     nets = [student, *peers]
     if len(nets) < 2 or len({id(net) for net in nets}) < len(nets):
         raise ModelError("mutual learning needs two or more different nets", where="peers")
-    torch.manual_seed(seed)  # adapters start at random
+    torch.manual_seed(running["seed"])  # adapters start at random
     shape, samples = split.read(np.zeros(1, np.int64)).shape[1:], len(split.ids)
     signals = {
         (k, other): Signals(config.losses, nets[k], nets[other], input_shape=shape, samples=samples)
@@ -132,6 +125,4 @@ def learn_together(
             wanted += [layer for (a, b), each in signals.items() if b == k for layer in each.teacher_layers]
             features.append(stack.enter_context(tapped(net, tuple(dict.fromkeys(wanted)))))
         lesson = Peers(nets, signals, config, label_smoothing=config.fit.label_smoothing, features=features)
-        return fit(
-            lesson, split, config.fit, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick
-        )
+        return fit(lesson, split, config.fit, **running)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from edgewise.compress.config import Fit, Lessons, Offline
 from edgewise.compress.lesson import Lesson, label_loss
@@ -23,11 +23,9 @@ from edgewise.compress.losses.base import Batch
 from edgewise.compress.schedule import value_at
 from edgewise.compress.signals import Signals, combined
 from edgewise.compress.taps import tapped
-from edgewise.compress.train import Epoch, Validate, fit
+from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
 from edgewise.models.tasks.base import Split
-from edgewise.models.tasks.config import Augment
-from edgewise.progress import Tick, silent
 
 if TYPE_CHECKING:
     from edgewise.compress.cache import TeacherCache
@@ -155,14 +153,10 @@ def distill(
     split: Split,
     config: Lessons,
     *,
-    seed: int,
     run: Fit | None = None,
-    augment: Augment | None = None,
     open_cache: OpenCache | None = None,
-    checkpoint: Path | None = None,
-    validate: Validate | None = None,
-    tick: Tick = silent,
     tell: Callable[[str], None] | None = None,
+    **running: Unpack[Running],
 ) -> list[Epoch]:
     """Train ``student`` in place. Teachers are put in evaluation mode and get no gradient. ``tell`` is told what was
     found out on the way: which layers were paired, what "balance" measured.
@@ -178,7 +172,7 @@ def distill(
     if any(one is student for one in teachers):
         raise ModelError("the student is the teacher itself: evaluation mode would freeze it", hint="pass a copy")
     freeze(teachers, student)
-    torch.manual_seed(seed)  # adapters start at random
+    torch.manual_seed(running["seed"])  # adapters start at random
     shape = split.read(np.zeros(1, np.int64)).shape[1:]
     signals = Signals(config.losses, student, teachers[0], input_shape=shape, samples=len(split.ids))
     wanted = [signals.teacher_shapes, *({} for _ in teachers[1:])]
@@ -195,9 +189,7 @@ def distill(
             features=(ours, theirs),
             caches=caches,
         )
-        history = fit(
-            lesson, split, run, seed=seed, augment=augment, checkpoint=checkpoint, validate=validate, tick=tick
-        )
+        history = fit(lesson, split, run, **running)
     if tell is not None:
         for line in signals.in_words():
             tell(line)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgewise.profiles import DEFAULT_ROUND_TO
-from edgewise.stages.work import Work, edited, loaded, save, spread, validation, write_history
+from edgewise.stages.work import Work, edited, loaded, running, save, spread, write_history
 
 
 def prune(work: Work) -> dict[str, Any]:
@@ -41,11 +41,7 @@ def quantize(work: Work) -> dict[str, Any]:
         split,
         work.config,
         calibration=split.read(spread(len(split.ids), work.config.calibration_samples)),
-        seed=work.recipe.seed,
-        augment=task.augment,
-        checkpoint=work.checkpoint,
-        validate=validation(work),
-        tick=work.tick,
+        **running(work),
     )
     write_history(work, history)
     smaller = edited(description, FakeQuantized(nncf=quantizer_config(quantized)))

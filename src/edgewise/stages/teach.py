@@ -11,32 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgewise.errors import ModelError
-from edgewise.stages.work import Work, edited, loaded, save, seed_for, validation, write_history
+from edgewise.stages.work import Work, edited, loaded, running, save, seed_for, validation, write_history
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgewise.compress.config import Fit
     from edgewise.compress.saved import Description
+    from edgewise.compress.train import Running
     from edgewise.models.config import ModelConfig
-
-
-def _running(work: Work) -> dict[str, Any]:
-    """What every training run is told beside its lesson."""
-    return {
-        "seed": work.recipe.seed,
-        "augment": work.task().augment,
-        "checkpoint": work.checkpoint,
-        "validate": validation(work),
-        "tick": work.tick,
-    }
 
 
 def _learn_labels(work: Work, model: nn.Module, config: Fit, seed: int) -> None:
     from edgewise.compress.train import fit, labels_only
 
     lesson = labels_only(model, config.label_smoothing)
-    write_history(work, fit(lesson, work.task().splits["train"], config, **{**_running(work), "seed": seed}))
+    here: Running = {**running(work), "seed": seed}
+    write_history(work, fit(lesson, work.task().splits["train"], config, **here))
 
 
 def _built(work: Work, config: ModelConfig, weights: Path | None, seed: int) -> tuple[nn.Module, Description]:
@@ -102,8 +93,7 @@ def _taught(work: Work, model: nn.Module, description: Description) -> dict[str,
     told: list[str] = []
     about: dict[str, Any] = {"names": names, "seed": work.recipe.seed, "augment": task.augment, "tell": told.append}
     with caches(work.cache, teachers, split, config, classes=len(task.classes), **about) as open_cache:
-        running = {**_running(work), "tell": told.append}
-        history = distil_into(model, teachers, split, config, open_cache=open_cache, **running)
+        history = distil_into(model, teachers, split, config, open_cache=open_cache, tell=told.append, **running(work))
     write_history(work, history)
     if config.fit.early_stop is not None:
         best = max(history, key=lambda epoch: epoch.validation or 0.0)
@@ -118,7 +108,7 @@ def online(work: Work) -> dict[str, Any]:
     from edgewise.compress.strategies.live import learn_online
 
     (model, description), (teacher, _) = loaded(work), loaded(work, "teacher")
-    history = learn_online(model, teacher, work.task().splits["train"], work.config, **_running(work))
+    history = learn_online(model, teacher, work.task().splits["train"], work.config, **running(work))
     write_history(work, history)
     return save(work, model, description)
 
@@ -130,7 +120,7 @@ def mutual(work: Work) -> dict[str, Any]:
     model, description = loaded(work)
     seeds = [seed_for(work.recipe.seed, f"peer {place}") for place in range(len(work.config.peers))]
     peers = [_built(work, peer, None, seed)[0] for peer, seed in zip(work.config.peers, seeds, strict=True)]
-    history = learn_together(model, peers, work.task().splits["train"], work.config, **_running(work))
+    history = learn_together(model, peers, work.task().splits["train"], work.config, **running(work))
     write_history(work, history)
     return save(work, model, description)
 
@@ -140,7 +130,7 @@ def self_distill(work: Work) -> dict[str, Any]:
     from edgewise.compress.strategies.exits import learn_from_end
 
     model, description = loaded(work)
-    write_history(work, learn_from_end(model, work.task().splits["train"], work.config, **_running(work)))
+    write_history(work, learn_from_end(model, work.task().splits["train"], work.config, **running(work)))
     return save(work, model, description)
 
 
@@ -149,7 +139,7 @@ def ema_teacher(work: Work) -> dict[str, Any]:
     from edgewise.compress.strategies.live import learn_from_average
 
     model, description = loaded(work)
-    write_history(work, learn_from_average(model, work.task().splits["train"], work.config, **_running(work)))
+    write_history(work, learn_from_average(model, work.task().splits["train"], work.config, **running(work)))
     return save(work, model, description)
 
 
@@ -175,8 +165,8 @@ def born_again(work: Work) -> dict[str, Any]:
             continue
         torch.manual_seed(seed)
         model = built(description)
-        running = {**_running(work), "seed": seed, "checkpoint": work.scratch / f"{role}.safetensors"}
-        epochs = distil_into(model, teacher, work.task().splits["train"], work.config, **running)
+        here: Running = {**running(work), "seed": seed, "checkpoint": work.scratch / f"{role}.safetensors"}
+        epochs = distil_into(model, teacher, work.task().splits["train"], work.config, **here)
         told_now = [{"generation": generation, **asdict(epoch)} for epoch in epochs]
         history += told_now
         save_model(model, description, kept)

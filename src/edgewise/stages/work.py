@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgewise.compress.saved import Description, Edit
+    from edgewise.compress.train import Running
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,14 @@ def validation(work: Work) -> Callable[[nn.Module], float] | None:
         return float(np.mean(task.score(evaluate(model, split), split.targets)))
 
     return validate
+
+
+def running(work: Work) -> Running:
+    """What every training run is told beside its lesson."""
+    return {
+        "seed": work.recipe.seed,
+        "augment": work.task().augment,
+        "checkpoint": work.checkpoint,
+        "validate": validation(work),
+        "tick": work.tick,
+    }
