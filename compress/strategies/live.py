@@ -32,6 +32,8 @@ TEACHER = "teacher: cross_entropy"
 class Alongside(Taught):
     """Student and teacher, both learning; no gradient goes from one to the other."""
 
+    config: Online
+
     def __init__(
         self,
         student: nn.Module,
@@ -46,12 +48,11 @@ class Alongside(Taught):
             student, (teacher,), signals, config, label_smoothing=label_smoothing, features=features, caches=(None,)
         )
         self.teacher = teacher  # as a part of the lesson it is trained and checkpointed
-        self.online = config
         self._answer: Tensor | None = None
 
     def weights(self, epoch: float, epochs: float) -> dict[str, float]:
         """The student's, and the teacher's labels."""
-        return {**super().weights(epoch, epochs), TEACHER: value_at(self.online.teacher_cross_entropy, epoch, epochs)}
+        return {**super().weights(epoch, epochs), TEACHER: value_at(self.config.teacher_cross_entropy, epoch, epochs)}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The student's terms, and the teacher's own."""
@@ -67,6 +68,8 @@ class Alongside(Taught):
 class Trailing(Taught):
     """A student and the running average of its weights, which teaches it."""
 
+    config: EmaTeacher
+
     def __init__(
         self,
         student: nn.Module,
@@ -81,7 +84,6 @@ class Trailing(Taught):
             student, (average,), signals, config, label_smoothing=label_smoothing, features=features, caches=(None,)
         )
         self.average = average
-        self.trail = config
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.steps: Tensor
 
@@ -96,11 +98,11 @@ class Trailing(Taught):
         """The average follows; early on it follows faster, so that random weights are soon forgotten."""
         self.steps += 1
         step = int(self.steps)
-        decay = min(self.trail.decay, step / (step + 9))
+        decay = min(self.config.decay, step / (step + 9))
         for theirs, ours in zip(self.average.parameters(), self.model.parameters(), strict=True):
             theirs.lerp_(ours, 1 - decay)
         for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            if self.trail.buffers == "average" and now.is_floating_point():
+            if self.config.buffers == "average" and now.is_floating_point():
                 kept.lerp_(now, 1 - decay)
             else:
                 kept.copy_(now)
