@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -114,8 +114,11 @@ class _TooFew(Exception):
         self.n, self.needed = n, needed
 
 
-def gate(budget: Budget, results: Results) -> Verdict:
+def gate(budget: Budget, results: Results, failed: Mapping[str, str] | None = None) -> Verdict:
     """Judge the files of ``budget`` (by default the INT8 candidates) by every limit it sets.
+
+    ``failed``: files that should be there and could not be made, and why; each of their checks is INVALID, where the
+    budget is about them.
 
     Raises:
         RecipeError: the budget sets no limit, names an unknown file, or there is nothing to judge.
@@ -127,11 +130,13 @@ def gate(budget: Budget, results: Results) -> Verdict:
             where="budget",
             hint=f"set at least one of {', '.join(CHECKS)}",
         )
-    checks = [
-        _judge(file, key, float(limit), results)
-        for file in judged_files(budget, results)
-        for key, limit in limits.items()
-    ]
+    missing = {name: why for name, why in (failed or {}).items() if budget.files is None or name in budget.files}
+    named = None if budget.files is None else tuple(name for name in budget.files if name not in missing)
+    there = [] if missing and _none_left(named, results) else judged_files(_about(budget, named), results)
+    checks = [_judge(file, key, float(limit), results) for file in there for key, limit in limits.items()]
+    for name, why in missing.items():
+        for key, limit in limits.items():
+            checks.append(Check(name, key, "INVALID", float(limit), CHECKS[key][1], note=f"it was not made: {why}"))
     status = next(status for status in SEVERITY if any(check.status == status for check in checks))
     return Verdict(
         status=status,  # type: ignore[arg-type]
@@ -140,6 +145,15 @@ def gate(budget: Budget, results: Results) -> Verdict:
         warnings=tuple(slower_than_float(results)),
         budget=budget.model_dump(mode="json"),
     )
+
+
+def _about(budget: Budget, named: tuple[str, ...] | None) -> Budget:
+    return budget if named == budget.files else budget.model_copy(update={"files": named})
+
+
+def _none_left(named: tuple[str, ...] | None, results: Results) -> bool:
+    """Whether nothing of what the budget is about was made."""
+    return not named if named is not None else not any(file.role == "candidate" for file in results.files)
 
 
 def judged_files(budget: Budget, results: Results) -> list[FileUnderTest]:
@@ -166,14 +180,18 @@ def judged_files(budget: Budget, results: Results) -> list[FileUnderTest]:
             where="budget",
             hint=f"name files under budget.files: {', '.join(known)}",
         )
-    return [file for file in candidates if file.precision == "int8"] or candidates
+    return [file for file in candidates if file.precision.startswith("int8")] or candidates
+
+
+HASTENED = ("int8", "int8_dynamic", "int8_weights", "bfloat16")
+"""Precisions that are chosen for speed, or at least must not cost any (int8_weights)."""
 
 
 def slower_than_float(results: Results) -> list[str]:
-    """A sentence for each INT8 file that isn't faster than the float file of the very same model."""
+    """A sentence for each INT8 or bfloat16 file that isn't faster than the float file of the very same model."""
     found = []
     for file in results.files:
-        if file.precision != "int8" or file.parent is None:
+        if file.precision not in HASTENED or file.parent is None:
             continue
         clock = clock_of(results, file.parent, file.name)
         if clock is None:
@@ -186,7 +204,7 @@ def slower_than_float(results: Results) -> list[str]:
         times += f", {ON_CPU_TIME}" if clock == "cpu" else ""
         if ratio.high < 1:
             found.append(f"{file.name} is SLOWER than its own float model {file.parent}: {times}")
-        else:
+        elif file.precision != "int8_weights":  # made for its size
             found.append(f"{file.name} is NOT shown to be faster than its own float model {file.parent}: {times}")
     return found
 

@@ -325,9 +325,11 @@ def _options(file: FileUnderTest, config: Bench) -> dict[str, Any]:
 def arithmetic(file: FileUnderTest) -> str:
     """What a runtime may use for the file's float operations, as its ``Options.precision``.
 
-    A float32 or int8 file's stay exact float32; only who asked for float16 leaves it to the runtime. A TensorRT engine
-    has it all fixed when it is built, and refuses to be asked.
+    A float32 or int8 file's stay exact float32; bfloat16 is asked for by name, and only who asked for float16 leaves it
+    to the runtime. A TensorRT engine has it all fixed when it is built, and refuses to be asked.
     """
+    if file.precision == "bfloat16" and file.runtime != "tensorrt":
+        return "bfloat16"
     return "default" if file.precision == "float16" or file.runtime == "tensorrt" else "float32"
 
 

@@ -201,11 +201,78 @@ class BundleRow:
 
 
 @dataclass(frozen=True)
+class LayerRow:
+    """One layer of a file beside the same layer of its float model: SQNR in dB (None where it isn't finite; equal
+    layers are ``exact``), the largest difference, the shape without the batch."""
+
+    name: str
+    sqnr_db: float | None
+    max_abs: float | None = None
+    shape: tuple[int, ...] = ()
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class LayersRow:
+    """A file layer by layer against ``against``, over ``n`` samples. ``first_bad``: the layer where it goes wrong, and
+    ``why`` that one is named; ``unmatched``: how many layers only one side has; ``floor_db``: what counts as bad."""
+
+    against: str
+    n: int
+    rows: tuple[LayerRow, ...]
+    flips: int | None = None
+    first_bad: str | None = None
+    why: str = ""
+    unmatched: int = 0
+    floor_db: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class AgreementRow:
+    """Two INT8 files of one model: how many of ``n`` answers are the same. Under the floor ``layers`` says where they
+    part."""
+
+    one: str
+    other: str
+    n: int
+    same: int
+    layers: LayersRow | None = None
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One layer of a mixed-precision plan. ``only``: quantizing it alone; ``without``: leaving it alone in float; each
+    as SQNR of the logits in dB and as answers flipped of ``n``."""
+
+    layer: str
+    precision: str
+    macs: int | None = None
+    only_sqnr_db: float | None = None
+    only_flips: int | None = None
+    without_sqnr_db: float | None = None
+    without_flips: int | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class GoalRow:
+    """What a stage was to reach, and what it did: a latency of pruning, say. ``reached`` None: nobody could tell."""
+
+    stage: str
+    goal: str
+    found: str
+    reached: bool | None
+
+
+@dataclass(frozen=True)
 class Context:
     """What the report can't know from the measurements alone.
 
     ``parity``: rows by file, the one against its float model last. ``integer``: by file, how many of its operations
-    run in integers, as words such as "20 of 20 in INT8".
+    run in integers, as words such as "20 of 20 in INT8". ``integer_macs_share``: by file, the share of multiply-adds
+    that runs in integers, 0..1, and ``float_layers`` what is left. ``failed``: why a conversion made no file.
+    ``picked``: the file that is recommended.
     """
 
     name: str
@@ -219,6 +286,16 @@ class Context:
     versions: dict[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
     metric: str = "accuracy"
+    integer_macs_share: dict[str, float] = field(default_factory=dict)
+    float_layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    picked: str | None = None
+    picked_why: str = ""
+    layers: dict[str, LayersRow] = field(default_factory=dict)
+    agreement: tuple[AgreementRow, ...] = ()
+    plan: tuple[PlanRow, ...] = ()
+    plan_note: str = ""
+    goals: tuple[GoalRow, ...] = ()
 
 
 def file_stem(name: str) -> str:

@@ -10,10 +10,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from edgewise.compress.losses import Custom, LossConfig
 from edgewise.compress.losses.base import LogitLoss, json_type
 from edgewise.compress.losses.kd import KD
+from edgewise.compress.quantization.config import AdaRound
 from edgewise.compress.schedule import Temperature, Value, numbers
 from edgewise.compress.strategies.data_free_config import Generator, Inversion
-from edgewise.config import Config
-from edgewise.models.config import ModelConfig
+from edgewise.config import Config, RuntimeName
+from edgewise.models.config import ModelConfig, OnnxFile
 
 
 class Sgd(Config):
@@ -61,7 +62,8 @@ class Fit(Config):
 
 
 class Source(Config):
-    """A model and where its weights come from: a file, training on labels, or a file fine-tuned on labels."""
+    """A model and where its weights come from: a file, training on labels, or a file fine-tuned on labels. An ONNX file
+    has its own inside."""
 
     model: ModelConfig
     weights: Path | None = Field(None, description=".pth, .pt or .safetensors; tensors only, code in it is refused")
@@ -69,7 +71,7 @@ class Source(Config):
 
     @model_validator(mode="after")
     def _has_weights(self) -> Source:
-        if self.weights is None and self.train is None:
+        if self.weights is None and self.train is None and not isinstance(self.model, OnnxFile):
             raise ValueError("give weights, or train, or both: an untrained model teaches nothing")
         return self
 
@@ -81,17 +83,24 @@ class Train(Config):
     fit: Fit = Fit()
 
 
-class Prune(Config):
-    """Remove whole channels until the model has ``macs_ratio`` of its multiply-accumulates (torch-pruning)."""
+class Latency(Config):
+    """A latency to reach: the median of one inference, measured on this machine in one runtime. Give ``p50_ms``, or
+    ``ratio`` to the model before."""
 
-    kind: Literal["prune"]
-    macs_ratio: float = Field(gt=0, lt=1, description="MACs after / MACs before")
-    round_to: int | None = Field(
-        None, ge=1, description="keep channel counts at multiples of this; the target's own by default"
-    )
-    criterion: Literal["l1", "l2", "random"] = "l2"
-    scope: Literal["global", "uniform"] = Field("global", description="rank all layers together, or cut each alike")
-    max_layer_ratio: float = Field(0.75, gt=0, lt=1, description="never remove more than this part of one layer")
+    runtime: RuntimeName
+    precision: Literal["float32", "int8"] = Field("float32", description="of the file that is timed")
+    threads: int = Field(1, ge=1)
+    batch: int = Field(1, ge=1)
+    p50_ms: float | None = Field(None, gt=0, description="milliseconds")
+    ratio: float | None = Field(None, gt=0, lt=1, description="latency after / latency before")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Latency:
+        if (self.p50_ms is None) == (self.ratio is None):
+            raise ValueError("give exactly one of p50_ms and ratio")
+        if self.runtime == "tensorrt":
+            raise ValueError("runtime: an engine of tensorrt is built on the device, and can't be timed here")
+        return self
 
 
 class Ensemble(Config):
@@ -169,6 +178,85 @@ def _weighed_by_hand(stage: _Stage, why: str) -> _Stage:
     if stage.balance != "none":
         raise ValueError(f"balance: gradient has nothing to measure by at the first batch: {why}; set the weights")
     return stage
+
+
+class Prune(Lessons):
+    """Remove whole channels, and heads of attention, until one goal is reached (torch-pruning). With ``rounds`` and
+    ``fit``, the model is trained between the rounds; after the last it is not: put a stage behind that does."""
+
+    kind: Literal["prune"]
+    macs_ratio: float | None = Field(None, gt=0, lt=1, description="MACs after / MACs before")
+    params_ratio: float | None = Field(None, gt=0, lt=1, description="parameters after / parameters before")
+    latency: Latency | None = Field(None, description="of the exported, untrained candidate, measured on this machine")
+    round_to: int | None = Field(
+        None, ge=1, description="keep channel counts at multiples of this; the target's own by default"
+    )
+    criterion: Literal["l1", "l2", "bn_scale", "taylor", "hessian", "random"] = "l2"
+    scope: Literal["global", "uniform", "isomorphic"] = Field(
+        "global",
+        description="rank all layers together, cut each alike, or rank among layers of one topology and cut each "
+        "topology alike",
+    )
+    max_layer_ratio: float = Field(0.75, gt=0, lt=1, description="never remove more than this part of one layer")
+    ignore: tuple[str, ...] = Field((), description="layers that keep all their outputs; names, or globs")
+    floors: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="the fewest outputs a layer may keep, by name or glob; of an attention, the fewest heads"
+    )
+    samples: int = Field(256, ge=1, description="training samples whose gradients taylor and hessian read")
+    rounds: int = Field(1, ge=1, description="each removes the same part of what is left, by scores taken anew")
+    fit: Fit | None = Field(None, description="training between two rounds, on the teacher's signals and labels")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Prune:
+        given = [name for name in ("macs_ratio", "params_ratio", "latency") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one goal of macs_ratio, params_ratio and latency; got {got}")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_between(self) -> Prune:
+        if self.fit is not None and self.rounds == 1:
+            raise ValueError("fit: training is between rounds, and there is one: set rounds, or put a stage behind")
+        if self.fit is None:  # by value: a recipe that was written out has every key
+            said = [name for name in Lessons.model_fields if getattr(self, name) != Prune.model_fields[name].default]
+            if said:
+                raise ValueError(f"{', '.join(said)}: nothing is trained without fit")
+        if self.samples != Prune.model_fields["samples"].default and self.criterion not in ("taylor", "hessian"):
+            raise ValueError(f"samples: the criterion {self.criterion} reads none; leave it out")
+        return self
+
+
+class DropBlocks(Config):
+    """Leave out whole residual blocks, such as the layers of a transformer or the identity blocks of a ResNet: as many
+    as ``count`` says, or down to ``macs_ratio``, or those in ``names``. Nothing is trained."""
+
+    kind: Literal["drop_blocks"]
+    count: int | None = Field(None, ge=1, description="how many leave")
+    macs_ratio: float | None = Field(None, gt=0, lt=1, description="MACs after / MACs before")
+    names: tuple[str, ...] | None = Field(None, min_length=1, description="these leave; * is any part of a name")
+    criterion: Literal["loss", "influence", "last", "random"] = Field(
+        "loss",
+        description="the block leaves first without which the labels' loss rises least, that changes its input's "
+        "direction least (arXiv 2403.03853; one pass scores all), that comes last, or any",
+    )
+    rescore: bool = Field(
+        True,
+        description="influence and loss: score the others anew when a block has left; false: once, as in the paper",
+    )
+    samples: int = Field(256, ge=1, description="influence and loss: training samples, taken at fixed places")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> DropBlocks:
+        if sum(goal is not None for goal in (self.count, self.macs_ratio, self.names)) != 1:
+            raise ValueError("give exactly one of count, macs_ratio and names")
+        unread = {"criterion", "rescore", "samples"} if self.names else {"rescore", "samples"}
+        # By value: a recipe that was written out has every key.
+        said = sorted(name for name in unread if getattr(self, name) != DropBlocks.model_fields[name].default)
+        if said and (self.names or self.criterion in ("last", "random")):
+            why = "the blocks are named" if self.names else f"the criterion {self.criterion} scores nothing"
+            raise ValueError(f"{said[0]}: it is not read where {why}; leave it out")
+        return self
 
 
 class Offline(Lessons):
@@ -289,15 +377,72 @@ class Inherit(Config):
     slice: bool = Field(False, description="where the teacher is wider, take its first channels")
 
 
+class Mixed(Config):
+    """Which layers stay in float is searched for: under a bound on accuracy, the fewest multiply-accumulates; under a
+    bound on latency, as many sensitive layers as it allows. Judged on training samples that calibration did not use."""
+
+    max_accuracy_drop_pp: float | None = Field(
+        None, ge=0, le=100, description="percentage points of the task's metric below the float model, on those samples"
+    )
+    latency: Latency | None = Field(None, description="of the int8 file; ratio is to the float model's file")
+    samples: int = Field(1024, ge=16, description="training samples to judge on, taken at fixed places")
+    sensitivity_samples: int = Field(128, ge=1, description="the first of them, by which layers are ranked")
+    max_float_share: float = Field(
+        0.5, gt=0, lt=1, description="the most multiply-accumulates in float: beyond it a plan is no longer INT8"
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Mixed:
+        if (self.max_accuracy_drop_pp is None) == (self.latency is None):
+            raise ValueError("give exactly one of max_accuracy_drop_pp and latency")
+        if self.latency is not None and self.latency.precision != "int8":
+            raise ValueError("latency.precision: the plan is of a quantized model, expected int8")
+        return self
+
+
 class Quantize(Lessons):
-    """Fake-quantize to INT8 with NNCF. Without ``fit`` it is PTQ; with it, quantization-aware distillation:
-    the teacher is the same net in float, T=1 (reference: arXiv 2601.20088; a high T destroys low-bit students)."""
+    """Fake-quantize to INT8 with NNCF. Without ``fit`` it is PTQ. With it, quantization-aware distillation: the teacher
+    is the same net in float, T=1 (reference: arXiv 2601.20088; a high T destroys low-bit students); with no losses and
+    ``cross_entropy`` 1, quantization-aware training. BatchNorm is folded before, so none of its statistics move."""
 
     kind: Literal["quantize"]
     calibration_samples: int = Field(512, ge=1, description="training samples, taken at fixed places")
+    ranges: Literal["mean_min_max", "min_max", "percentile", "mse", "entropy"] = Field(
+        "mse",
+        description="of activations: the mean over the samples of each one's extremes (as NNCF); the extremes of all; "
+        "those of the middle `percentile`; of the least squared error; of the least divergence (as TensorRT)",
+    )
+    percentile: float | None = Field(None, gt=50, le=100, description="for ranges: percentile; 99.99 where left out")
+    weight_ranges: Literal["max", "mse"] = Field("max", description="of each output channel's weights")
+    weight_bits: Literal[8, 4] = Field(
+        8, description="4: weights on a grid of 15 levels, stored as int8; the first and the last layer keep 8 bits"
+    )
+    rounding: Literal["nearest", "adaround"] = Field("nearest", description="of weights")
+    adaround: AdaRound | None = Field(None, description="how adaround learns")
+    equalize: bool = Field(
+        False, description="even out the weights of neighbouring layers first, without changing the net's answers"
+    )
+    reestimate_batchnorm: bool = Field(
+        False, description="measure BatchNorm's statistics again on training samples, before it is folded"
+    )
     fit: Fit | None = None
+    teacher: Literal["self", "recipe"] = Field("self", description="the same net in float, or the recipe's teacher")
+    train_ranges: bool = Field(True, description="false: the ranges stay as calibrated, and the weights alone learn")
     cross_entropy: Value = 0.0
     losses: tuple[LossConfig, ...] = (KD(weight=1.0, temperature=1.0),)
+    float_layers: tuple[str, ...] = Field((), description="layers that stay in float, by name; * is any part of one")
+    mixed: Mixed | None = Field(None, description="search for the layers that stay in float, beside float_layers")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Quantize:
+        if self.percentile is not None and self.ranges != "percentile":
+            raise ValueError(f"percentile: it is not read with ranges: {self.ranges}; leave it out")
+        if self.adaround is not None and self.rounding != "adaround":
+            raise ValueError(f"adaround: it is not read with rounding: {self.rounding}; leave it out")
+        if self.fit is None and (self.teacher != "self" or not self.train_ranges):
+            word = "teacher" if self.teacher != "self" else "train_ranges"
+            raise ValueError(f"{word}: without fit nothing is trained; set fit, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _starts_alike(self) -> Quantize:
@@ -308,6 +453,7 @@ StageConfig = Annotated[
     Train
     | Inherit
     | Prune
+    | DropBlocks
     | Distill
     | Assistant
     | DataFree

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edgewise.compress.adapters import grid
 from edgewise.compress.losses.base import LayerMap, Layers, Pair, Sizes
 from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.pruning.identity import Dropped
 from edgewise.compress.taps import INPUT, WHERE, first_tensor, near
 from edgewise.errors import ModelError
 
@@ -35,7 +36,7 @@ class Trace:
     whose tensor a later operation changes in place, so that a hook would read something else. ``stages``: the last
     block of each map size, from the largest map to the smallest, 1x1 left out; patch tokens count as their grid.
     ``classifier``: the Linear or Conv that gives the logits, where there is one. ``heads``: attention heads by module
-    name. ``output``: the logits' shape.
+    name. ``output``: the logits' shape. ``dropped``: where blocks were dropped, and the one before gives on.
     """
 
     shapes: Mapping[str, Shape]
@@ -45,6 +46,7 @@ class Trace:
     classifier: str | None
     heads: Mapping[str, int]
     output: Shape
+    dropped: frozenset[str] = frozenset()
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
@@ -95,6 +97,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         classifier=_classifier(modules, {name: tensor for name, (tensor, _) in given.items()}, logits),
         heads=heads,
         output=tuple(logits.shape[1:]),
+        dropped=frozenset(name for name, module in modules.items() if isinstance(module, Dropped)),
     )
 
 
@@ -271,7 +274,7 @@ def _mapped(layers: LayerMap, student: Trace, teacher: Trace) -> tuple[Pair, ...
 
 
 def _matching(pattern: str, net: Trace, who: str) -> list[str]:
-    """The layers that ``pattern`` names, in order of execution."""
+    """The layers that ``pattern`` names, in order of execution; a dropped block is none."""
     if "*" not in pattern:
         raise ModelError(
             f"the {who}'s pattern {pattern!r} has no * in it", where=WHERE, hint="write a name such as blocks.*"
@@ -279,7 +282,8 @@ def _matching(pattern: str, net: Trace, who: str) -> list[str]:
     bare = pattern.removesuffix(INPUT)
     number = re.compile(r"\d+".join(re.escape(part) for part in bare.split("*")))
     suffix = pattern[len(bare) :]
-    found = [name + suffix for name in (net.inputs if suffix else net.shapes) if number.fullmatch(name)]
+    taps = net.inputs if suffix else net.shapes
+    found = [name + suffix for name in taps if number.fullmatch(name) and name not in net.dropped]
     if not found:
         known = dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in net.shapes if re.search(r"\b\d+\b", name))
         raise ModelError(f"no layer of the {who} is called {pattern!r}", where=WHERE, hint=near(pattern, known))

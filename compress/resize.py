@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgewise.compress.attention import sizes
 from edgewise.errors import ModelError
 
 Plan = dict[str, dict[str, int]]
-"""Module name -> its channel counts after pruning, for every module that changed: ``{"out", "in", "groups"}``."""
+"""Module name -> its channel counts after pruning, for every module that changed: ``{"out", "in", "groups"}``, or the
+attributes of an attention module that go with its heads, such as ``{"num_heads"}``."""
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -21,14 +23,14 @@ RESIZABLE = (*_CONV, nn.Linear, *_NORM, nn.PReLU)
 
 
 def channels(module: nn.Module) -> dict[str, int]:
-    """The channel counts of one layer; empty for a module that has none."""
+    """The channel counts of one layer, or the head counts of an attention module; empty for a module with neither."""
     if isinstance(module, _CONV):
         return {"out": module.out_channels, "in": module.in_channels, "groups": module.groups}
     if isinstance(module, nn.Linear):
         return {"out": module.out_features, "in": module.in_features}
     if isinstance(module, _NORM):
         return {"out": module.num_features}
-    return {"out": module.num_parameters} if isinstance(module, nn.PReLU) else {}
+    return {"out": module.num_parameters} if isinstance(module, nn.PReLU) else sizes(module)
 
 
 def difference(before: dict[str, dict[str, int]], model: nn.Module) -> Plan:
@@ -38,7 +40,7 @@ def difference(before: dict[str, dict[str, int]], model: nn.Module) -> Plan:
 
 
 def survey(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Channel counts of every layer that has them, by name."""
+    """Channel and head counts of every layer that has them, by name."""
     return {name: counts for name, module in model.named_modules() if (counts := channels(module))}
 
 
@@ -49,8 +51,9 @@ def resize(model: nn.Module, plan: Plan) -> None:
         ModelError: the plan names a layer the model doesn't have, or counts that its kind doesn't have.
     """
     modules = dict(model.named_modules())
+    before = survey(model)  # of all layers at once: an attention's heads are read off its projections
     for name, counts in plan.items():
-        known = channels(modules[name]) if name in modules else {}
+        known = before.get(name, {})
         if set(known) != set(counts) or any(value < 1 for value in counts.values()):
             has = ", ".join(known) or "no layer of this name"
             raise ModelError(
@@ -62,6 +65,10 @@ def resize(model: nn.Module, plan: Plan) -> None:
 
 
 def _resize_layer(module: Any, counts: dict[str, int]) -> None:
+    if "out" not in counts:
+        for name, count in counts.items():
+            setattr(module, name, count)
+        return
     out = counts["out"]
     if isinstance(module, _CONV):
         module.out_channels, module.in_channels, module.groups = out, counts["in"], counts["groups"]

@@ -16,12 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from edgewise.compress.pruning.identity import BlocksDropped, put_identities
 from edgewise.compress.resize import resize
 from edgewise.compress.simkd import ReusedClassifier, restore_classifier
 from edgewise.config import Config
 from edgewise.errors import ArtifactError, ModelError, WeightsError
 from edgewise.models.build import build
-from edgewise.models.config import ModelConfig
+from edgewise.models.config import OnnxFile, SavedModel
+from edgewise.models.onnx.file import without_file
 
 FORMAT = 1
 ARCHITECTURE = "architecture.json"
@@ -40,15 +42,18 @@ class FakeQuantized(Config):
 
     kind: Literal["quantized"] = "quantized"
     nncf: dict[str, JsonValue]
+    float_layers: tuple[str, ...] = Field(
+        (), description="layers that stay in float by plan; every converter must obey"
+    )
 
 
-Edit = Annotated[ChannelPlan | FakeQuantized | ReusedClassifier, Field(discriminator="kind")]
+Edit = Annotated[ChannelPlan | BlocksDropped | FakeQuantized | ReusedClassifier, Field(discriminator="kind")]
 
 
 class Description(Config):
     """Everything needed to build the model again, but its tensors."""
 
-    model: ModelConfig
+    model: SavedModel
     input_shape: tuple[int, int, int] = Field(description="(C, H, W)")
     classes: int
     edits: tuple[Edit, ...] = ()
@@ -57,11 +62,14 @@ class Description(Config):
 def save_model(model: nn.Module, description: Description, folder: Path) -> None:
     """Write both files into ``folder``, made if need be. The same model and description give the same bytes.
 
-    Tensors are stored contiguous and on the CPU, tied ones once for each name.
+    Tensors are stored contiguous and on the CPU, tied ones once for each name. A model that came from an ONNX file is
+    described by what was read there: the file is not needed again.
 
     Raises:
         ArtifactError: the folder can't be written.
     """
+    if isinstance(description.model, OnnxFile):
+        description = description.model_copy(update={"model": without_file(description.model, model)})
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     text = json.dumps({"format": FORMAT, **description.model_dump(mode="json")}, indent=1, sort_keys=True)
     try:
@@ -122,15 +130,24 @@ def read_description(folder: Path) -> Description:
 
 def describe(description: Description) -> str:
     """One line for people: ``cifar_resnet depth=56 width=16, 3x32x32 -> 10, pruned (81 layers), quantized``."""
-    settings = description.model.model_dump(exclude={"kind"})
+    settings = description.model.model_dump(exclude={"kind", "program"})
     head = " ".join([description.model.kind, *(f"{name}={value}" for name, value in settings.items())])
     shape = "x".join(map(str, description.input_shape))
     return ", ".join([head, f"{shape} -> {description.classes}", *map(_in_words, description.edits)])
 
 
+def planned_floats(description: Description) -> tuple[str, ...]:
+    """The layers that a quantized model computes in float by plan; none where there is no plan."""
+    return tuple(name for edit in description.edits if isinstance(edit, FakeQuantized) for name in edit.float_layers)
+
+
 def _in_words(edit: Edit) -> str:
     if isinstance(edit, ChannelPlan):
         return f"pruned ({len(edit.plan)} layers)"
+    if isinstance(edit, BlocksDropped):
+        return f"without {', '.join(edit.names)}"
+    if isinstance(edit, FakeQuantized) and edit.float_layers:
+        return f"quantized ({len(edit.float_layers)} layers in float)"
     return "quantized" if isinstance(edit, FakeQuantized) else f"teacher's classifier ({edit.channels} channels)"
 
 
@@ -139,10 +156,12 @@ def _edited(model: nn.Module, description: Description, folder: Path) -> nn.Modu
         try:
             if isinstance(edit, ChannelPlan):
                 resize(model, edit.plan)
+            elif isinstance(edit, BlocksDropped):
+                put_identities(model, edit.names)
             elif isinstance(edit, ReusedClassifier):
                 restore_classifier(model, edit)
             else:
-                from edgewise.compress.quantize import restore_quantizers  # NNCF takes seconds to import
+                from edgewise.compress.quantization.insert import restore_quantizers  # NNCF takes seconds to import
 
                 model = restore_quantizers(model, edit.nncf, description.input_shape)
         except (ArtifactError, ModelError) as error:

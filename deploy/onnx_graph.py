@@ -11,7 +11,10 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 # Operators through which a quantized tensor stays quantized: they pick and move values, and make no new ones.
-MOVERS = ("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "MaxPool", "Split")
+MOVERS = (
+    *("Slice", "Pad", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "MaxPool", "Split"),
+    "Concat",  # of what is quantized alike
+)
 
 
 def value(graph: GraphProto, name: str) -> np.ndarray | None:
@@ -123,7 +126,7 @@ def hook_place(name: str) -> str:
     return f"{found[2]}.{side}{found[3]}{found[4]}".replace("/", ".").replace(":", ".")
 
 
-def _scope(node: NodeProto, prefix: str) -> str:
+def _scope(node: NodeProto, prefix: str, held: str) -> str:
     """A node's place in the torch model, as the exporter noted it: ``blocks.0.conv1``, or ``blocks.0.relu_1``."""
     notes = {item.key: item.value for item in node.metadata_props}
     try:
@@ -134,32 +137,41 @@ def _scope(node: NodeProto, prefix: str) -> str:
     module = module.removeprefix(prefix)
     place = hook_place(module)
     if place != module:
-        return place
+        return place.removeprefix(held)
     if module.startswith("_empty") or module == prefix.rstrip("."):
         return str(call)
     return module if re.sub(r"_\d+$", "", call) in LAYER_CALLS else f"{module}.{call}".strip(".")
 
 
+def _tensor_name(name: str, held: str) -> str:
+    place = hook_place(name)
+    return place if place == name else place.removeprefix(held)
+
+
 # Calls that are the whole of their module: the module's name says enough.
-LAYER_CALLS = ("conv1d", "conv2d", "conv3d", "linear", "layer_norm", "relu", "gelu", "hardtanh", "batch_norm")
+LAYER_CALLS = (
+    *("conv1d", "conv2d", "conv3d", "linear", "layer_norm", "relu", "gelu", "hardtanh", "batch_norm"),
+    "convolution",  # a transposed one
+)
 
 
-def rename(model: ModelProto, prefix: str = "") -> None:
+def rename(model: ModelProto, prefix: str = "", held: str = "") -> None:
     """Name nodes and tensors after the torch modules they come from, so that an error names a layer one knows.
 
     Each node's first output has the node's name; inputs, outputs and parameters keep theirs. ``prefix`` is the name of
-    a module around the model that no one needs to read.
+    a module around the model that no one needs to read, ``held`` that part of it which was there when the quantizers
+    came: they are called after it, too.
     """
     graph = model.graph
     for tensor in graph.initializer:
-        old, tensor.name = tensor.name, hook_place(tensor.name.removeprefix(prefix))
+        old, tensor.name = tensor.name, _tensor_name(tensor.name.removeprefix(prefix), held)
         rewire(graph, old, tensor.name)
     fixed = {item.name for item in (*graph.input, *graph.output)}
     taken: Counter[str] = Counter(fixed)
     taken.update(tensor.name for tensor in graph.initializer)
     new_names: dict[str, str] = {}
     for node in graph.node:
-        base = _scope(node, prefix) or node.name or node.op_type
+        base = _scope(node, prefix, held) or node.name.removeprefix(prefix) or node.op_type
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             base += ".q" if node.op_type == "QuantizeLinear" else ".dq"
         taken[base] += 1

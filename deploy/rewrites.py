@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
@@ -10,11 +12,15 @@ from edgewise.deploy.onnx_graph import (
     add_constant,
     attribute,
     consumers,
+    drop_dead,
     is_output,
     producers,
     set_attribute,
     value,
 )
+
+# Activations that no integer convolution takes in.
+UNEVEN = ("LeakyRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish")
 
 
 def _remove(graph: GraphProto, node: NodeProto) -> None:
@@ -121,7 +127,7 @@ def global_average_pool(graph: GraphProto) -> None:
 
 def _moves(graph: GraphProto, node: NodeProto) -> bool:
     """Whether ``node`` only picks and moves values, or adds zeros."""
-    if node.op_type not in MOVERS or len(node.output) != 1:
+    if node.op_type not in MOVERS or node.op_type == "Concat" or len(node.output) != 1:
         return False
     if node.op_type != "Pad":
         return True
@@ -154,6 +160,89 @@ def sink_dequantize(graph: GraphProto) -> None:
             graph.node.insert(position + 1, after)
             changed = True
             break
+
+
+def sink_below_concat(graph: GraphProto, *, again: bool = False) -> int:
+    """Concat of tensors that are dequantized alike: join the integers, dequantize after. Per-tensor scales only.
+
+    Args:
+        graph: changed in place.
+        again: leave the Concat as it is, and quantize behind it with the same scale: that changes no value, and
+            TensorRT sees what comes after quantized.
+
+    Returns:
+        How many.
+    """
+    made, changed = producers(graph), 0
+    for node in [n for n in graph.node if n.op_type == "Concat"]:
+        sources = [made.get(name) for name in node.input]
+        pairs = [s for s in sources if s is not None and s.op_type == "DequantizeLinear"]
+        if len(pairs) < len(sources) or is_output(graph, node.output[0]) or not _alike(graph, pairs):
+            continue
+        first, out = pairs[0], node.output[0]
+        position = next(i for i, n in enumerate(graph.node) if n is node)
+        integers, scales = f"{out}.integers", list(first.input[1:])
+        if again:
+            node.output[0] = f"{out}.joined"
+            quantize = helper.make_node("QuantizeLinear", [node.output[0], *scales], [integers], name=f"{out}.again")
+            graph.node.insert(position + 1, quantize)
+            position += 1
+        else:
+            node.output[0] = integers
+            for index, pair in enumerate(pairs):
+                node.input[index] = pair.input[0]
+        after = helper.make_node("DequantizeLinear", [integers, *scales], [out], name=f"{out}.moved")
+        after.metadata_props.extend(node.metadata_props)
+        graph.node.insert(position + 1, after)
+        changed += 1
+    return changed
+
+
+def free_activations(graph: GraphProto) -> int:
+    """Take out the Q/DQ pair between a Conv and an activation such as LeakyRelu; how many. OpenVINO fuses the two,
+    which saves it a rounding and a pass over memory; ONNX Runtime needs the pair."""
+    made, readers, freed = producers(graph), consumers(graph), 0
+    for node in [n for n in graph.node if n.op_type in UNEVEN]:
+        after = made.get(node.input[0])
+        before = made.get(after.input[0]) if after is not None and after.op_type == "DequantizeLinear" else None
+        if after is None or before is None or before.op_type != "QuantizeLinear":
+            continue
+        layer = made.get(before.input[0])
+        pairs = (before.output[0], after.output[0])
+        if layer is None or layer.op_type != "Conv" or any(len(readers[name]) != 1 for name in pairs):
+            continue
+        node.input[0] = before.input[0]
+        freed += 1
+    if freed:
+        drop_dead(graph)
+    return freed
+
+
+def _alike(graph: GraphProto, pairs: Sequence[NodeProto]) -> bool:
+    """Whether these DequantizeLinear nodes of activations share one scale and zero-point."""
+    known = []
+    for pair in pairs:
+        scale, zero = (value(graph, name) for name in pair.input[1:3])
+        if scale is None or zero is None or scale.ndim or value(graph, pair.input[0]) is not None:
+            return False
+        known.append((float(scale), int(zero), zero.dtype))
+    return len(set(known)) == 1
+
+
+def own_zero_points(graph: GraphProto) -> None:
+    """Give the stored weights of Gemm and MatMul zero-points that no Conv reads, too: OpenVINO would reshape them for
+    the Conv, could then fold neither, and would run both layers in float."""
+    made, readers = producers(graph), consumers(graph)
+    for node in [n for n in graph.node if n.op_type in ("Gemm", "MatMul")]:
+        stored = made.get(node.input[1])
+        if stored is None or stored.op_type != "DequantizeLinear" or value(graph, stored.input[0]) is None:
+            continue
+        name = stored.input[2] if len(stored.input) > 2 else ""
+        zero = value(graph, name) if name else None
+        beside = [reader for other in readers.get(name, []) for reader in readers.get(other.output[0], [])]
+        if zero is not None and zero.ndim and any(reader.op_type in ("Conv", "ConvTranspose") for reader in beside):
+            own = f"{node.name}.zero_point"
+            stored.input[2] = own if value(graph, own) is not None else add_constant(graph, own, zero)
 
 
 def requantize_moved(graph: GraphProto) -> None:

@@ -12,15 +12,17 @@ from edgewise.errors import ModelError
 from edgewise.models import config as configs
 from edgewise.models import factory
 from edgewise.models.cifar_resnet import CifarResNet
-from edgewise.models.config import ModelConfig
+from edgewise.models.config import SavedModel
 from edgewise.models.mobilenet_v2 import MobileNetV2
+from edgewise.models.onnx.file import build_file, build_graph
 from edgewise.models.vit import ViT
 
 Shape = tuple[int, int, int]
 
 
-def build(config: ModelConfig, input_shape: Shape, classes: int) -> nn.Module:
+def build(config: SavedModel, input_shape: Shape, classes: int) -> nn.Module:
     """A model with fresh weights, drawn from torch's global generator: inputs (N, C, H, W) -> logits (N, classes).
+    A model that is an ONNX file has the file's weights.
 
     Args:
         config: the family and its size.
@@ -90,6 +92,8 @@ BUILDERS: dict[type, Callable[[Any, Shape, int], nn.Module]] = {
     configs.MobileNetV2: mobilenet_v2,
     configs.ViT: vit,
     configs.ModelFactory: from_factory,
+    configs.OnnxFile: build_file,
+    configs.OnnxGraph: build_graph,
 }
 
 

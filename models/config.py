@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
@@ -49,4 +50,22 @@ class ModelFactory(Config):
     arguments: dict[str, JsonValue] = {}
 
 
-ModelConfig = Annotated[CifarResNet | MobileNetV2 | ViT | ModelFactory, Field(discriminator="kind")]
+class OnnxFile(Config):
+    """A model that is there as an ONNX file alone, its weights inside: what needs no training works, pruning too."""
+
+    kind: Literal["onnx"]
+    path: Path = Field(description="float32, one input, one output (N, classes); a file that is quantized is refused")
+
+
+class OnnxGraph(Config):
+    """What a saved model has instead of an ONNX file's path: the program that was made of the file, without weights. No
+    recipe says it."""
+
+    kind: Literal["onnx_graph"] = "onnx_graph"
+    program: dict[str, JsonValue]
+
+
+ModelConfig = Annotated[CifarResNet | MobileNetV2 | ViT | ModelFactory | OnnxFile, Field(discriminator="kind")]
+SavedModel = Annotated[
+    CifarResNet | MobileNetV2 | ViT | ModelFactory | OnnxFile | OnnxGraph, Field(discriminator="kind")
+]

@@ -42,7 +42,8 @@ IMPORTABLE = sorted(name for name in MODULES if not name.endswith(".__main__"))
 
 # What may be absent: the runtimes, their converters and the other extras.
 OPTIONAL = (
-    *("ai_edge_litert", "litert_torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tflite_runtime"),
+    *("ai_edge_litert", "litert_torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
+    "tflite_runtime",
     *("ai_edge_quantizer", "jax", "optuna", "tensorflow", "tokenizers", "transformers"),
 )
 # What is there, and slow to load.

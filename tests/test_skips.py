@@ -16,6 +16,7 @@ SKIPPING = {
     "by_import": "import pytest\ndef test_it(): pytest.importorskip('openvino_gone')\n",
     "by_module": "import pytest\npytest.importorskip('ai_edge_litert_gone')\n",
     "by_mark": "import pytest\n@pytest.mark.skipif(True, reason='onnxruntime is not installed')\ndef test_it(): pass\n",
+    "by_rtx": "import pytest\ndef test_it(): pytest.skip('TensorRT-RTX is not installed')\n",
     "by_data": "def test_it(real_data): real_data('gone.npz')\n",
     "allowed": "import pytest\ndef test_it(): pytest.skip('tensorrt is not installed')\n",
 }
@@ -43,6 +44,7 @@ def test_a_skip_is_a_failure_where_the_thing_is_required(tmp_path: Path) -> None
         "by_import": "FAILED",
         "by_module": "ERROR",
         "by_mark": "ERROR",
+        "by_rtx": "FAILED",
         "by_data": "FAILED",
         "allowed": "SKIPPED",
     }

@@ -24,6 +24,7 @@ COLOURS = {
 }
 SERIES = tuple(COLOURS)[:4]
 INK, MUTED, LINE, CARD = tuple(COLOURS)[4:]
+WIDTH = 5.6
 # One place for each runtime, so that its colour is the same in every report.
 RUNTIMES = ("onnxruntime", "openvino", "litert", "tensorrt")
 MARKERS = {"reference": "s", "parent": "o", "candidate": "D"}
@@ -69,7 +70,7 @@ def accuracy_latency(files: Sequence[dict[str, Any]], metric: str) -> str | None
         axes.set_ylabel(f"{metric}, %")
         _label(axes, [(f["name"], f["p50_ms"]["value"], 100 * f["accuracy"]["value"]) for f in shown])
 
-    return _svg(draw, "accuracy-latency", 4.1, f"{metric} against p50 latency, one point a file, with 95 % intervals")
+    return as_svg(draw, "accuracy-latency", 4.1, f"{metric} against p50 latency, one point a file, with 95 % intervals")
 
 
 def latency_spread(names: Sequence[tuple[str, str]], samples_ms: Sequence[Any]) -> str | None:
@@ -97,10 +98,14 @@ def latency_spread(names: Sequence[tuple[str, str]], samples_ms: Sequence[Any]) 
         axes.set_xlabel("latency: p1 to p99, thick p25 to p75, dot p50")
 
     height = max(2.2, 0.8 + 0.33 * len(rows))
-    return _svg(draw, "latency-spread", height, "spread of single latencies, one row a file")
+    return as_svg(draw, "latency-spread", height, "spread of single latencies, one row a file")
 
 
-def _svg(draw: Callable[[Any], None], name: str, height: float, label: str) -> str:
+def as_svg(draw: Callable[[Any], None], name: str, height: float, label: str, width: float = WIDTH) -> str:
+    """What ``draw`` paints on matplotlib's axes, as SVG to put into a page.
+
+    Sizes are in inches; ``name`` makes its ids unique, ``label`` is what a screen reader says.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -124,7 +129,7 @@ def _svg(draw: Callable[[Any], None], name: str, height: float, label: str) -> s
     # A character that matplotlib's font lacks only makes a label's width a guess: the reader's browser draws the text.
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure = Figure(figsize=(5.6, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.set_axisbelow(True)

@@ -26,8 +26,10 @@ from edgewise.bench.numbers import (
     samples_of,
     speedup,
 )
-from edgewise.bench.record import Context, FileUnderTest, Measurement, Results
+from edgewise.bench.pick import pick
+from edgewise.bench.record import Context, FileUnderTest, LayersRow, Measurement, Results
 from edgewise.bench.report.junit import junit
+from edgewise.bench.report.layers import layer_sqnr, line_of
 from edgewise.bench.report.plot import accuracy_latency, latency_spread, runtime_colour
 
 FORMAT = 1
@@ -61,6 +63,13 @@ def build_page(results: Results, verdict: Verdict | None, context: Context, out:
     """Everything that the page shows, as plain numbers with units in their names. Intervals are 95 % ones.
 
     Paths are relative to ``out``, the folder that the page is for; of files elsewhere only the name is told.
+
+    Beside ``files``, ``journey``, ``parity`` … it holds ``picked`` (the file to ship, None for none), ``picked_why``;
+    ``slower``: {file slower than its own float: how much}; ``failed``: {what could not be made: why}; ``layers``:
+    {file: ``against``, ``n``, ``rows`` of ``name sqnr_db exact max_abs shape``, ``worst`` three, ``first_bad``,
+    ``why``, ``floor_db``, ``flips``, ``unmatched``, ``note``}; ``agreement``: pairs of INT8 files, ``same`` of ``n``
+    answers, with ``layers`` where they are too few; ``plan``: a row a layer of the mixed-precision plan; ``goals``. A
+    file has ``integer_macs_share``, 0..1, and ``float_layers``.
     """
     files = [_file(results, file, context, out) for file in results.files]
     first = [file for file in files if file["role"] == "candidate"]
@@ -82,6 +91,17 @@ def build_page(results: Results, verdict: Verdict | None, context: Context, out:
             name: [{**asdict(row), "exact": row.sqnr_db == math.inf} for row in rows]
             for name, rows in context.parity.items()
         },
+        "picked": context.picked,
+        "picked_why": context.picked_why,
+        "slower": dict(pick(results, verdict).slower),
+        "failed": dict(context.failed),
+        "layers": {name: _layers(row) for name, row in context.layers.items()},
+        "agreement": [
+            {**asdict(row), "layers": _layers(row.layers) if row.layers else None} for row in context.agreement
+        ],
+        "plan": [asdict(row) for row in context.plan],
+        "plan_note": context.plan_note,
+        "goals": [asdict(row) for row in context.goals],
         "bundles": [asdict(bundle) for bundle in context.bundles],
         "notes": [*context.notes, *_notes(files)],
         "config": results.config,
@@ -107,7 +127,31 @@ def render_html(page: dict[str, Any], results: Results) -> str:
         [(one.file, results.file(one.file).runtime) for one in drawn], [_pooled(one) / 1e6 for one in drawn]
     )
     plots = [plot for plot in (accuracy_latency(page["files"], page["metric"]), spread) if plot]
-    text: str = _environment(escape=True).get_template("page.html.j2").render(page=page, plots=plots)
+    runtimes = {file.name: file.runtime for file in results.files}
+    lines = [line_of(name, runtimes.get(name, name.split("-")[0]), found) for name, found in page["layers"].items()]
+    layers = layer_sqnr(lines)
+    parted = [row for row in page["agreement"] if row["layers"]]
+    apart = [
+        layer_sqnr([line_of(row["other"], runtimes.get(row["other"], ""), row["layers"])], name=f"apart-{place}")
+        for place, row in enumerate(parted)
+    ]
+    page_template = _environment(escape=True).get_template("page.html.j2")
+    text: str = page_template.render(page=page, plots=plots, layers=layers, lines=lines, apart=apart, parted=parted)
+    return text
+
+
+def render_inspection(found: dict[str, Any], warnings: list[str], runtime: str) -> str:
+    """Two nets layer by layer as one HTML file that needs nothing else.
+
+    Args:
+        found: ``Comparison.to_json()`` and ``flip_rate``, an interval or None.
+        warnings: what the reader must know first.
+        runtime: of the second net, for its colour.
+    """
+    plot = layer_sqnr([line_of(found["other"], runtime, found)], found["floor_db"])
+    text: str = (
+        _environment(escape=True).get_template("inspect.html.j2").render(found=found, warnings=warnings, plot=plot)
+    )
     return text
 
 
@@ -146,7 +190,19 @@ def _file(results: Results, file: FileUnderTest, context: Context, out: Path) ->
     row["sqnr_db"] = parity[-1].sqnr_db if parity else None
     row["sqnr_exact"] = bool(parity) and row["sqnr_db"] == math.inf  # JSON has no infinity
     row["integer"] = context.integer.get(file.name)
+    row["integer_macs_share"] = context.integer_macs_share.get(file.name)
+    row["float_layers"] = list(context.float_layers.get(file.name, ()))
     return row
+
+
+def _layers(found: LayersRow) -> dict[str, Any]:
+    """A comparison by layers; the worst of them apart, for who reads no picture."""
+    worst = sorted((row for row in found.rows if not row.exact), key=lambda row: _depth(row.sqnr_db))
+    return {**asdict(found), "worst": [{"name": row.name, "sqnr_db": row.sqnr_db} for row in worst[:3]]}
+
+
+def _depth(sqnr_db: float | None) -> float:
+    return -math.inf if sqnr_db is None else sqnr_db
 
 
 def _told_path(path: Path, out: Path) -> str:

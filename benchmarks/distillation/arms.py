@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from experiments import DATA, NETS
 from jobs import Run, history, surroundings, write
 from nets import PRECISION, Noisy, Place, accuracy, answers, draw_again, fresh, kept_layers, learn, lessons, task
 from torch import nn
 
+from edgewise.compress.config import Quantize
 from edgewise.compress.macs import count
+from edgewise.compress.quantization.qad import quantize
 from edgewise.compress.saved import load_model
+from edgewise.compress.train import evaluate
+from edgewise.deploy.export import export_qdq
+from edgewise.deploy.runtimes import Options, get
 from edgewise.models.tasks.base import Split, Task
 from edgewise.progress import Tick
+from edgewise.stages.work import spread
 
 
 def lesson(place: Place, run: Run) -> dict[str, Any]:
@@ -47,11 +55,23 @@ def asked(place: Place, run: Run) -> dict[str, Any]:
     """What ``experiments.py`` says of the run, as JSON; defaults of configs are not in it."""
     arm = run.settings
     fields = {name: value for name, value in arm.lesson.items() if name != "ensemble"}
-    config = {**fields, "fit": run.fit, "noise": arm.noise, "start": arm.start}
+    config = {**fields, **(arm.quantize or {}), "fit": run.fit, "noise": arm.noise, "start": arm.start}
     augment = DATA[run.of.data].config(place.data).augment.model_dump(mode="json")
     teachers = arm.nets(run.seed)[: len(arm.teachers)]
     plain: dict[str, Any] = json.loads(json.dumps({"config": config, "augment": augment, "teachers": teachers}))
     return plain
+
+
+def quantized(run: Run) -> Quantize | None:
+    """The config of an arm that quantizes; None for the others.
+
+    Raises:
+        ValueError: a field is not known.
+    """
+    if run.settings.quantize is None:
+        return None
+    steps = run.fit if run.fit["epochs"] else None
+    return Quantize.model_validate({"kind": "quantize", **run.settings.quantize, "fit": steps})
 
 
 def settings(place: Place, run: Run) -> dict[str, Any]:
@@ -61,6 +81,8 @@ def settings(place: Place, run: Run) -> dict[str, Any]:
         ValueError: a loss or a field is not known.
     """
     arm, found = run.settings, asked(place, run)
+    if (config := quantized(run)) is not None:
+        found["config"] = {**found["config"], **config.model_dump(mode="json", exclude={"fit"})}
     if arm.teachers:
         config = lessons(lesson(place, run), run.fit).model_dump(mode="json")
         config.pop("ensemble")  # it holds paths of this machine; "teachers" names them
@@ -104,31 +126,46 @@ def train(place: Place, run: Run, tick: Tick) -> None:
     checkpoint = place.checkpoint(f"{run.name}.{digest[:8]}")
     resumed = checkpoint.exists()
     wall, cpu = time.perf_counter(), time.process_time()
+    size, config, judged = count(model, of.input_shape), quantized(run), {}
     try:
-        epochs = learn(
-            model,
-            split,
-            of,
-            run.fit,
-            seed=run.seed,
-            teachers=teachers,
-            lesson=lesson(place, run),
-            caches=tuple(caches),
-            checkpoint=checkpoint,
-            tick=tick,
-        )
+        if config is not None:
+            smaller, epochs = quantize(
+                model,
+                split,
+                config,
+                calibration=split.read(spread(len(split.ids), config.calibration_samples)),
+                teacher=teachers[0] if teachers else None,
+                seed=run.seed,
+                augment=of.augment,
+                checkpoint=checkpoint,
+                tick=tick,
+            )
+            judged = judge(smaller, model, of)
+        else:
+            epochs = learn(
+                model,
+                split,
+                of,
+                run.fit,
+                seed=run.seed,
+                teachers=teachers,
+                lesson=lesson(place, run),
+                caches=tuple(caches),
+                checkpoint=checkpoint,
+                tick=tick,
+            )
+            judged = {"test": accuracy(model, of)}
     finally:
         for cache in caches:
             cache.close()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    size = count(model, of.input_shape)
     write(
         run.result(place.out),
         {
             "experiment": run.experiment,
             "arm": run.arm,
             "seed": run.seed,
-            "test": accuracy(model, of),
+            **judged,
             "train_images": len(split.ids),
             "wall_s": wall,
             "cpu_s": cpu,
@@ -142,6 +179,31 @@ def train(place: Place, run: Run, tick: Tick) -> None:
         },
     )
     checkpoint.unlink(missing_ok=True)
+
+
+def judge(smaller: nn.Module, whole: nn.Module, of: Task) -> dict[str, float]:
+    """A quantized net's file in ONNX Runtime's integer kernels, against the float net in torch.
+
+    ``test``: the metric; ``torch``: that of the fake-quantized net; ``flips``: answers that differ from the float
+    net's; ``kl``: KL(float || file), mean over samples, in nats.
+    """
+    test = of.splits["test"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        export_qdq(smaller, of.input_shape, path, signed=False)
+        session = get("onnxruntime").open(str(path), Options(batch=100))
+        batches = [np.arange(first, first + 100) for first in range(0, len(test.ids) // 100 * 100, 100)]
+        answers = np.concatenate([session.run({"input": test.read(batch)})["logits"] for batch in batches])
+        session.close()
+    targets = test.targets[: len(answers)]
+    theirs = torch.from_numpy(evaluate(whole, test)[: len(answers)]).log_softmax(1)
+    ours = torch.from_numpy(answers).log_softmax(1)
+    return {
+        "test": float(of.score(answers, targets).mean()),
+        "torch": accuracy(smaller, of),
+        "flips": float((ours.argmax(1) != theirs.argmax(1)).float().mean()),
+        "kl": float((theirs.exp() * (theirs - ours)).sum(1).mean()),
+    }
 
 
 def _start(place: Place, run: Run, of: Task) -> nn.Module:

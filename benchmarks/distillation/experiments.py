@@ -96,6 +96,7 @@ KD = {"kind": "kd", "weight": 0.9, "temperature": 4.0}
 HINTON = {"cross_entropy": 0.1, "losses": [KD]}
 SEEDS = range(5)
 HALF = {"macs_ratio": 0.5, "round_to": 8}
+CRITERIA = ("l1", "l2", "bn_scale", "taylor", "hessian", "random")
 
 NETS: dict[str, Net] = {
     "resnet20": Net("cifar10", 0, _resnet(20), weights="cifar10_resnets/resnet20.pth", fit={**FINE_TUNE, "epochs": 3}),
@@ -107,6 +108,11 @@ NETS: dict[str, Net] = {
     "pruned-l2": Net("cifar10-20k", 0, parent="resnet20", prune={**HALF, "criterion": "l2"}),
     **{
         f"pruned-random-{seed}": Net("cifar10-20k", seed, parent="resnet20", prune={**HALF, "criterion": "random"})
+        for seed in SEEDS
+    },
+    **{
+        f"half-{criterion}-{seed}": Net("cifar10-20k", seed, parent="resnet20", prune={**HALF, "criterion": criterion})
+        for criterion in CRITERIA
         for seed in SEEDS
     },
     **{
@@ -136,6 +142,7 @@ class Arm:
         start: the net it starts from, ``{seed}`` likewise; none: the experiment's student with fresh weights.
         fresh: keep only the architecture of ``start``.
         noise: part of the training labels that is wrong.
+        quantize: fields of ``Quantize``: ``start`` is quantized and, with ``epochs`` above 0, trained as such.
         seeds: only these, where the budget does not reach for all.
     """
 
@@ -147,6 +154,7 @@ class Arm:
     start: str | None = None
     fresh: bool = False
     noise: float = 0.0
+    quantize: Settings | None = None
     seeds: tuple[int, ...] | None = None
 
     def nets(self, seed: int) -> tuple[str, ...]:
@@ -319,6 +327,53 @@ _E4 = {
     ),
 }
 
+# --- E3: quantized: trained on labels, on the float net's answers, or not at all -------------------------------------
+
+_INT8_FIT = {
+    "optimizer": {"kind": "sgd", "lr": 1e-3, "weight_decay": 0.0},
+    "precision": "32-true",
+    "warmup_epochs": 0.0,
+    "checkpoint_every": 1000,
+}
+
+
+def _e3(net: str) -> dict[str, Arm]:
+    arms: dict[str, Arm] = {}
+    for bits in (8, 4):
+        ptq, qat = f"w{bits}_ptq", f"w{bits}_qat"
+
+        def arm(about: str, against: tuple[str, ...], bits: int = bits, **fields: Any) -> Arm:
+            head = f"W{bits}A8, {about}"
+            return Arm(head, start=net, quantize={"weight_bits": bits, **fields}, fit=_INT8_FIT, against=against)
+
+        def kl(temperature: float) -> list[Settings]:
+            return [{"kind": "kd", "weight": 1.0, "temperature": temperature}]
+
+        arms[ptq] = replace(arm("not trained (PTQ)", ("w8_ptq",) if bits == 4 else ()), fit={**_INT8_FIT, "epochs": 0})
+        arms[qat] = arm("on labels (QAT)", (ptq,), cross_entropy=1.0, losses=[])
+        arms[f"w{bits}_qad"] = arm("on the float net's answers, T=1 (QAD)", (ptq, qat), losses=kl(1.0))
+        arms[f"w{bits}_both"] = arm("on both, 1 : 1", (ptq, qat), cross_entropy=1.0, losses=kl(1.0))
+        arms[f"w{bits}_qad_t4"] = arm("QAD at T=4 (negative control)", (ptq, qat, f"w{bits}_qad"), losses=kl(4.0))
+    return arms
+
+
+# --- E4: which channels leave ---------------------------------------------------------------------------------------
+
+
+def _criteria() -> dict[str, Arm]:
+    arms: dict[str, Arm] = {}
+    for name in CRITERIA:
+        common: dict[str, Any] = {"start": f"half-{name}-{{seed}}", "fit": _TUNED}
+        plain, kd = f"{name}_ft", f"{name}_kd"
+        rivals = () if name == "random" else ("random_ft",)
+        arms[plain] = labels(f"{name}: fine-tuned", against=rivals, **common)
+        against = (plain, *(() if name == "random" else ("random_kd",)))
+        arms[kd] = taught(
+            f"{name}: KD from the whole net", "resnet20", [KD], cross_entropy=0.1, against=against, **common
+        )
+    return arms
+
+
 # --- E7: a large gap, assistants, ensembles, teachers that err ------------------------------------------------------
 
 _FAR = "resnet56"
@@ -389,6 +444,27 @@ EXPERIMENTS: dict[str, Experiment] = {
         {**FROM_SCRATCH, "epochs": 3},
         (0, 1, 2),
         _E4,
+    ),
+    "e3-resnet20": Experiment(
+        "Quantized, is it worth training, and on what? ResNet-20, answers read from ONNX Runtime's integer kernels.",
+        "cifar10-20k",
+        {**_INT8_FIT, "epochs": 1},
+        (0, 1, 2),
+        _e3("resnet20"),
+    ),
+    "e3-resnet56": Experiment(
+        "The same on ResNet-56.",
+        "cifar10-20k",
+        {**_INT8_FIT, "epochs": 1},
+        (0, 1),
+        _e3("resnet56"),
+    ),
+    "e4-criteria": Experiment(
+        "Half of ResNet-20's MACs gone: which criterion, and fine-tuning or KD at the same learning rate?",
+        "cifar10-20k",
+        {**FROM_SCRATCH, "epochs": 3},
+        (0, 1, 2),
+        _criteria(),
     ),
     "e7": Experiment(
         "A teacher far larger than the student: assistants, ensembles, teachers that err, labels that are wrong.",

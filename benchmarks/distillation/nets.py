@@ -21,7 +21,7 @@ from edgewise.compress.cache import Identity, TeacherCache, cache_folder, data_f
 from edgewise.compress.config import Distill, Fit, Prune
 from edgewise.compress.layers import resolve, sizes, trace
 from edgewise.compress.losses.base import Loss
-from edgewise.compress.prune import prune
+from edgewise.compress.pruning.prune import prune
 from edgewise.compress.saved import ChannelPlan, Description, load_model, save_model
 from edgewise.compress.strategies.offline import distill
 from edgewise.compress.taps import tapped

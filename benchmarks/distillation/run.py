@@ -31,7 +31,7 @@ from nets import Place, keep_answers, make_net
 
 from edgewise.progress import Tick, silent
 
-WHAT = ("plan", "nets", "all", "e1", "e2", "e4", "e7")
+WHAT = ("plan", "nets", "all", *dict.fromkeys(name.split("-")[0] for name in EXPERIMENTS), *EXPERIMENTS)
 
 
 def jobs(place: Place, chosen: Sequence[Run], *, only_nets: bool = False) -> list[Job]:
@@ -78,7 +78,7 @@ def _keep(place: Place, data: str, name: str, seed: int, layers: str, target: Pa
 
 def chosen_runs(what: str, seeds: Sequence[int] | None, worker: tuple[int, int]) -> list[Run]:
     """The runs of an experiment, or of all; of these every n-th, from the i-th."""
-    names = [name for name in EXPERIMENTS if what in ("plan", "nets", "all") or name.split("-")[0] == what]
+    names = [name for name in EXPERIMENTS if what in ("plan", "nets", "all", name, name.split("-")[0])]
     return runs(names, seeds)[worker[0] - 1 :: worker[1]]
 
 

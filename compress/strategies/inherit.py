@@ -12,6 +12,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from edgewise.compress.attention import attention_of
 from edgewise.compress.config import Inherit
 from edgewise.compress.layers import chosen
 from edgewise.errors import ModelError
@@ -120,10 +121,12 @@ class _Names:
 
 
 def _alike(row: nn.Module) -> list[list[str]]:
-    """The children's names, those of the same tensors and shapes together, in order of appearance."""
+    """The children's names, those of the same tensors and shapes together, in order of appearance; those without
+    tensors (activations, dropped blocks) left out."""
     groups: dict[object, list[str]] = defaultdict(list)
     for name, block in row.named_children():
-        groups[tuple((key, tuple(tensor.shape)) for key, tensor in block.state_dict().items())].append(name)
+        if tensors := block.state_dict():
+            groups[tuple((key, tuple(tensor.shape)) for key, tensor in tensors.items())].append(name)
     return list(groups.values())
 
 
@@ -158,7 +161,5 @@ def _fused_heads(name: str, model: nn.Module) -> int | None:
     owner = model.get_submodule(path)
     if isinstance(owner, nn.MultiheadAttention):
         return int(owner.head_dim)
-    heads = getattr(model.get_submodule(path.rpartition(".")[0]), "num_heads", None)
-    if isinstance(heads, int) and isinstance(owner, nn.Linear) and owner.out_features == 3 * owner.in_features:
-        return owner.in_features // heads
-    return None
+    found = attention_of(model.get_submodule(path.rpartition(".")[0]))
+    return found.head_dim if found and found.projections == (path.rpartition(".")[2],) else None

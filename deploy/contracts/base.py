@@ -1,18 +1,31 @@
-"""What a contract finds in a graph, and the facts about Q/DQ graphs that the contracts share. No runtime is needed."""
+"""What a contract finds in a graph, and the look-ups that the rules share. No runtime is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from edgewise.deploy.onnx_graph import MOVERS, attribute, consumers, producers
+from edgewise.deploy.onnx_graph import MOVERS as MOVED
+from edgewise.deploy.onnx_graph import attribute, consumers, producers
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = (*CONVOLUTIONS, "Gemm", "MatMul")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+MOVERS = tuple(kind for kind in MOVED if kind != "Concat")  # a Concat moves only what is quantized alike
+RECTIFIERS = ("Relu", "Clip")
+MAKER = "edgewise"  # graphs of ours carry it, and name their nodes after torch modules
+
+# What a mixed-precision plan brings about on purpose: no finding where the plan names the layer.
+PLANNED = frozenset(("float-island", "residual-add", "float-output", "stored-weight", "one-sided"))
+# Calls that are the whole of their module: such a node's name is the module's, any other's ends in the call.
+OWN_CALLS = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "Relu", "Clip", "Gelu", "LayerNormalization", "BatchNormalization", "Sigmoid")
+)
 
 
 @dataclass(frozen=True)
@@ -20,13 +33,15 @@ class Finding:
     """One place where a runtime would refuse the graph, or run it otherwise than meant.
 
     ``rule`` is the short name of what is broken, ``node`` the node's name, ``message`` what was expected and what came,
-    ``mend`` the next step.
+    ``mend`` the next step, ``module`` the torch module that the node came from: empty for a graph that another tool
+    made, or for a node of the model itself.
     """
 
     rule: str
     node: str
     message: str
     mend: str
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,20 +54,38 @@ class Facts:
     constants: dict[str, TensorProto] = field(repr=False)
 
     def value(self, name: str) -> np.ndarray | None:
-        """A constant's value; None if ``name`` isn't one."""
+        """A constant's value; None if ``name`` isn't one, or lies in another file."""
         tensor = self.constants.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        return numpy_helper.to_array(tensor)
 
     def source(self, name: str) -> NodeProto | None:
-        """The node that made ``name``, looking past operators that only move values."""
+        """The node that made ``name``, looking past operators that only move values, and past a Concat of tensors that
+        are dequantized alike."""
         node = self.made.get(name)
         while node is not None and node.op_type in MOVERS:
             node = self.made.get(node.input[0])
+        if node is not None and node.op_type == "Concat":
+            sources = [self.source(part) for part in node.input]
+            scales = {self._scale(source) for source in sources}
+            return sources[0] if len(scales) == 1 and None not in scales else node
         return node
 
+    def _scale(self, node: NodeProto | None) -> tuple[bytes, bytes] | None:
+        """Scale and zero-point of a DequantizeLinear's activation."""
+        if node is None or node.op_type != DEQUANTIZE or self.constant(node.input[0]):
+            return None
+        scale, zero = (self.value(name) for name in (*node.input[1:], "")[:2])
+        return (b"" if scale is None else scale.tobytes(), b"" if zero is None else zero.tobytes())
+
     def dequantized(self, name: str) -> bool:
-        """Whether ``name`` comes from a DequantizeLinear."""
-        node = self.source(name)
+        """Whether ``name`` comes from a DequantizeLinear; every part of it, where parts are joined."""
+        node = self.made.get(name)
+        while node is not None and node.op_type in MOVERS:
+            if node.op_type == "Concat":
+                return all(self.dequantized(part) for part in node.input)
+            node = self.made.get(node.input[0])
         return node is not None and node.op_type == DEQUANTIZE
 
     def weight(self, name: str) -> NodeProto | None:
@@ -80,6 +113,10 @@ class Facts:
         """Every QuantizeLinear and DequantizeLinear."""
         return (node for node in self.model.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE))
 
+    def outputs(self) -> set[str]:
+        """The names of the graph's outputs."""
+        return {item.name for item in self.model.graph.output}
+
 
 def facts(model: ModelProto) -> Facts:
     """Look-up tables for ``model``."""
@@ -94,90 +131,69 @@ def facts(model: ModelProto) -> Facts:
 
 
 def quantizes_anything(known: Facts) -> bool:
-    """Whether this is a quantized graph at all; a float graph has nothing to check."""
+    """Whether this is a quantized graph at all; a float graph has few rules to keep."""
     return any(True for _ in known.pairs())
 
 
-def scales(known: Facts) -> list[Finding]:
-    """Scales are stored, finite and above zero; an activation has one scale."""
-    found = []
-    for node in known.pairs():
-        scale = known.value(node.input[1])
-        if scale is None:
-            found.append(
-                Finding("static-scale", node.name, "expected a stored scale, got a computed one", "quantize statically")
-            )
-            continue
-        if not (np.isfinite(scale) & (scale > 0)).all():
-            found.append(
-                Finding(
-                    "positive-scale",
-                    node.name,
-                    f"expected scales above zero, got {float(scale.min()):g}",
-                    "calibrate with data that reaches this tensor",
-                )
-            )
-        if scale.size != 1 and not known.constant(node.input[0]):
-            found.append(
-                Finding(
-                    "per-tensor-activation",
-                    node.name,
-                    f"expected one scale for an activation, got {scale.size}",
-                    "quantize activations per tensor",
-                )
-            )
-    return found
+def torch_module(node: NodeProto) -> str:
+    """The torch module that a node of ours came from, as ``onnx_graph.rename`` wrote it into the node's name.
+
+    ``layer1.0.conv1`` is itself, ``layer1.0.add_65`` a call in ``layer1.0``, and the quantizer
+    ``layer1.0.relu1.relu.0.out0.q`` sits behind the first ``relu`` of ``layer1.0.relu1``.
+    """
+    name = re.sub(r"~\d+$", "", node.name)
+    place = re.match(r"(.*?)\.?(?:in|out)\d+(?:\.|$)", name)
+    if place:
+        steps = place[1].split(".")
+        return ".".join(steps[:-2]) if len(steps) > 1 else ""
+    name = re.sub(r"(\.(q|dq|again|moved|joined|integers))+$", "", name)
+    stored = re.match(r"(.*)\.(?:weight|bias)\b", name)
+    if stored:
+        return stored[1]
+    if node.op_type in OWN_CALLS:
+        return name
+    steps = name.split(".")
+    # A linear layer on three axes is a MatMul and an Add under the module's own name.
+    if node.op_type in ("MatMul", "Add") and not re.fullmatch(r"(matmul|add|bmm|mul)(_\d+)?", steps[-1]):
+        return name
+    return ".".join(steps[:-1])
 
 
-def weights(known: Facts) -> list[Finding]:
-    """Weights are stored as int8 with zero-point 0, one scale per output channel: axis 0 of Conv, the output axis of
-    Gemm and MatMul."""
-    found = []
-    for node in known.model.graph.node:
-        if node.op_type == QUANTIZE and known.constant(node.input[0]):
-            message = "expected the weight stored as int8, got a float constant quantized at run time"
-            found.append(Finding("stored-weight", node.name, message, "fold the QuantizeLinear into the constant"))
-        if node.op_type not in PRODUCTS:
+def planned(name: str, float_layers: Collection[str]) -> bool:
+    """Whether a plan leaves the layer ``name`` in float: by its name, a glob, or the name of what holds it."""
+    return any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for pattern in float_layers)
+
+
+def finish(known: Facts, found: list[Finding], float_layers: Collection[str]) -> list[Finding]:
+    """Findings with their torch modules, without the islands that ``float_layers`` asked for."""
+    nodes = {node.name: node for node in known.model.graph.node}
+    ours = known.model.producer_name == MAKER
+    told = []
+    for finding in found:
+        node = nodes.get(finding.node)
+        module = torch_module(node) if ours and node is not None else ""
+        if finding.rule in PLANNED and _asked_for(known, node, module, float_layers):
             continue
-        stored = known.weight(node.input[1])
-        if stored is None:
-            continue
-        array = known.value(stored.input[0])
-        scale = known.value(stored.input[1])
-        zero = known.value(stored.input[2]) if len(stored.input) > 2 else None
-        if array is None or scale is None:
-            continue
-        if array.dtype != np.int8 or (zero is not None and zero.any()):
-            got = f"{array.dtype}" if array.dtype != np.int8 else "another zero-point"
-            found.append(
-                Finding(
-                    "int8-weight",
-                    stored.name,
-                    f"expected int8 weights with zero-point 0, got {got}",
-                    "quantize weights symmetrically",
-                )
-            )
-        axis = attribute(stored, "axis", 1) % max(array.ndim, 1)
-        wanted = weight_axis(known, node, array.ndim)
-        if scale.size > 1 and axis != wanted:
-            found.append(
-                Finding(
-                    "weight-axis",
-                    stored.name,
-                    f"expected {node.op_type} weights per channel on axis {wanted}, got axis {axis}",
-                    "one scale per output channel: in float otherwise, without a word",
-                )
-            )
-        elif scale.size == 1 and array.shape[wanted] > 1:
-            found.append(
-                Finding(
-                    "per-channel-weight",
-                    stored.name,
-                    f"expected {array.shape[wanted]} scales, one per output channel, got 1",
-                    "quantize weights per channel",
-                )
-            )
-    return found
+        told.append(replace(finding, module=module))
+    return list(dict.fromkeys(told))
+
+
+def _asked_for(known: Facts, node: NodeProto | None, module: str, float_layers: Collection[str]) -> bool:
+    if node is None or not float_layers:
+        return False
+    if planned(module or re.sub(r"~\d+$", "", node.name), float_layers):
+        return True
+    # An Add beside a layer that is meant to be in float: that side of it is float, too.
+    sides = [origin(known, name) for name in node.input] if node.op_type == "Add" else []
+    return any(side is not None and planned(torch_module(side), float_layers) for side in sides)
+
+
+def origin(known: Facts, name: str) -> NodeProto | None:
+    """The node that computed ``name``, looking past movers, rectifiers and BatchNorm."""
+    node = known.source(name)
+    while node is not None and node.op_type in (*RECTIFIERS, "BatchNormalization"):
+        node = known.source(node.input[0])
+    return node
 
 
 def weight_axis(known: Facts, node: NodeProto, ndim: int) -> int:
@@ -191,65 +207,3 @@ def weight_axis(known: Facts, node: NodeProto, ndim: int) -> int:
     if between is not None and between.op_type == "Transpose":
         last = not last
     return ndim - 1 if last else ndim - 2
-
-
-def islands(known: Facts) -> list[Finding]:
-    """No Conv, Gemm or MatMul with stored weights in float, and no residual Add with one float side.
-
-    A product of two activations (attention) may be in float: NNCF leaves it so for accuracy.
-    """
-    found = []
-    for node in known.model.graph.node:
-        if node.op_type in PRODUCTS and known.constant(node.input[1]):
-            sides = {"data": known.dequantized(node.input[0]), "weights": known.weight(node.input[1]) is not None}
-            for name in [side for side, fine in sides.items() if not fine]:
-                found.append(
-                    Finding(
-                        "float-island",
-                        node.name,
-                        f"expected {node.op_type} with quantized {name}, got float",
-                        "quantize both inputs of the layer, or say why this one stays in float",
-                    )
-                )
-        if node.op_type == "Add" and not any(known.constant(name) for name in node.input):
-            quantized = [known.dequantized(name) for name in node.input]
-            after_conv = any(_from_convolution(known, name) for name in node.input)
-            if any(quantized) != all(quantized) or (after_conv and not all(quantized)):
-                side = node.input[quantized.index(False)]
-                found.append(
-                    Finding(
-                        "residual-add",
-                        node.name,
-                        f"expected both inputs of Add quantized, got {side!r} in float",
-                        "quantize the skip path too",
-                    )
-                )
-    return found
-
-
-def _from_convolution(known: Facts, name: str) -> bool:
-    node = known.source(name)
-    while node is not None and node.op_type in ("Relu", "Clip", "BatchNormalization"):
-        node = known.source(node.input[0])
-    return node is not None and node.op_type in CONVOLUTIONS
-
-
-def unfolded(known: Facts) -> list[Finding]:
-    """No BatchNormalization right after a Conv, with or without quantizers between."""
-    found = []
-    for node in known.model.graph.node:
-        if node.op_type != "BatchNormalization":
-            continue
-        before = known.made.get(node.input[0])
-        while before is not None and before.op_type in (QUANTIZE, DEQUANTIZE):
-            before = known.made.get(before.input[0])
-        if before is not None and before.op_type in CONVOLUTIONS:
-            found.append(
-                Finding(
-                    "folded-batchnorm",
-                    node.name,
-                    f"expected BatchNorm folded into {before.name!r}, got it as a node: the Conv stays in float",
-                    "fold BatchNorm before quantizing",
-                )
-            )
-    return found

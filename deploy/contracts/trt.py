@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from edgewise.deploy.contracts import base
-from edgewise.deploy.contracts.base import CONVOLUTIONS, DEQUANTIZE, PRODUCTS, QUANTIZE, Finding
+from edgewise.deploy.contracts import base, file, layers, quantizers
+from edgewise.deploy.contracts.base import CONVOLUTIONS, DEQUANTIZE, PRODUCTS, QUANTIZE, Facts, Finding
 from edgewise.deploy.onnx_graph import opset
 
-UNSUPPORTED = (
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat",
-    "QLinearAdd",
+OPSETS = range(9, 21)
+FORMATS = range(3, 11)  # its parser is built with onnx 1.16 or later
+INTEGER_FORM = frozenset(
+    [
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+        "QLinearAdd",
+    ]
+)
+# What the parser of TensorRT-RTX 1.7 says it doesn't support, of the operators up to opset 20.
+UNSUPPORTED = frozenset(
+    [
+        "AffineGrid",
+        "Bernoulli",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "CenterCropPad",
+        "Col2Im",
+        "Compress",
+        "ConcatFromSequence",
+        "DFT",
+        "DeformConv",
+        "Det",
+        "ImageDecoder",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "MelWeightMatrix",
+        "Multinomial",
+        "NegativeLogLikelihoodLoss",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+        "RegexFullMatch",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceMap",
+        "SoftmaxCrossEntropyLoss",
+        "SplitToSequence",
+        "StringConcat",
+        "StringNormalizer",
+        "StringSplit",
+        "TfIdfVectorizer",
+        "Unique",
+    ]
 )
 
 
-def versions(known: base.Facts) -> list[Finding]:
-    """Opset 9 to 20; float16 scales need 19."""
-    found = []
+def half_scales(known: Facts) -> list[Finding]:
+    """float16 scales came with opset 19."""
     version = opset(known.model)
-    if not 9 <= version <= 20:
-        found.append(Finding("opset", "model", f"expected opset 9 to 20, got {version}", "export with opset 20"))
-    if version < 19:
-        halves = (
-            n for n in known.pairs() if (scale := known.value(n.input[1])) is not None and scale.dtype == np.float16
-        )
-        for node in halves:
-            found.append(
-                Finding("float16-scale", node.name, f"expected opset 19 or 20, got {version}", "export with opset 20")
-            )
-    return found
+    if version >= 19:
+        return []
+    tensors = {node.name: known.constants.get(node.input[1]) for node in known.pairs()}
+    return [
+        Finding("float16-scale", name, f"expected opset 19 or 20, got {version}", "export with opset 20")
+        for name, tensor in tensors.items()
+        if tensor is not None and tensor.data_type == TensorProto.FLOAT16
+    ]
 
 
-def forms(known: base.Facts) -> list[Finding]:
+def forms(known: Facts) -> list[Finding]:
     """Explicit Q/DQ pairs only: no dynamic quantization, no integer operators, no other domains."""
     mend = "export with QuantizeLinear and DequantizeLinear"
     return [
@@ -49,11 +94,11 @@ def forms(known: base.Facts) -> list[Finding]:
             mend,
         )
         for node in known.model.graph.node
-        if node.op_type in UNSUPPORTED or node.domain not in ("", "ai.onnx")
+        if node.op_type in INTEGER_FORM or node.domain not in file.STANDARD
     ]
 
 
-def signed(known: base.Facts) -> list[Finding]:
+def signed(known: Facts) -> list[Finding]:
     """int8 everywhere, zero-point 0. TensorRT 10.1 refuses uint8; later ones read it as int8 with a warning only."""
     found = []
     for node in known.pairs():
@@ -76,7 +121,7 @@ def signed(known: base.Facts) -> list[Finding]:
     return found
 
 
-def stored(known: base.Facts) -> list[Finding]:
+def stored(known: Facts) -> list[Finding]:
     """A constant's DequantizeLinear feeds weights only: never a bias, never an Add."""
     found = []
     for node in known.model.graph.node:
@@ -96,41 +141,48 @@ def stored(known: base.Facts) -> list[Finding]:
     return found
 
 
-def placement(known: base.Facts) -> list[Finding]:
-    """No pair between Conv, BatchNorm and ReLU: it stops their fusion. ConvTranspose runs in float."""
-    found = []
-    for node in known.model.graph.node:
-        if node.op_type == "ConvTranspose" and known.weight(node.input[1]) is not None:
-            mend = "keep ConvTranspose in float"
-            found.append(Finding("conv-transpose", node.name, "expected float, got a quantized ConvTranspose", mend))
-        if node.op_type not in ("Relu", "BatchNormalization"):
-            continue
-        pair = known.made.get(node.input[0])
-        if pair is None or pair.op_type != DEQUANTIZE:
-            continue
-        quantize = known.made.get(pair.input[0])
-        before = known.made.get(quantize.input[0]) if quantize is not None and quantize.op_type == QUANTIZE else None
-        if before is not None and before.op_type in (*CONVOLUTIONS, "BatchNormalization"):
-            message = f"expected {before.op_type} and {node.op_type} side by side, got a Q/DQ pair between"
-            found.append(Finding("fusion", node.name, message, f"quantize after {node.op_type} only"))
-    return found
+def transposed(known: Facts) -> list[Finding]:
+    """ConvTranspose runs in float."""
+    return [
+        Finding(
+            "conv-transpose",
+            node.name,
+            "expected float, got a quantized ConvTranspose",
+            "keep ConvTranspose in float",
+        )
+        for node in known.model.graph.node
+        if node.op_type == "ConvTranspose" and known.weight(node.input[1]) is not None
+    ]
 
 
-def check(model: ModelProto) -> list[Finding]:
+def check(model: ModelProto, float_layers: Collection[str] = ()) -> list[Finding]:
     """Every place where TensorRT would refuse ``model`` or run it in float.
 
-    A float graph is checked for its opset and operators only.
+    A float graph is checked as a file only: opset, operators, names, shapes.
+
+    Args:
+        model: the graph.
+        float_layers: torch modules, or globs of their names, that a plan leaves in float.
     """
     known = base.facts(model)
-    found = [*versions(known), *forms(known)]
-    if not base.quantizes_anything(known):
-        return found
-    return [
-        *found,
-        *signed(known),
-        *base.scales(known),
-        *base.weights(known),
-        *stored(known),
-        *placement(known),
-        *base.islands(known),
+    found = [
+        *file.versions(known, OPSETS, FORMATS),
+        *half_scales(known),
+        *forms(known),
+        *(finding for finding in file.operators(known, UNSUPPORTED) if ":" not in finding.message),
+        *file.common(known),
     ]
+    if base.quantizes_anything(known):
+        found += [
+            *signed(known),
+            *quantizers.scales(known),
+            *quantizers.types(known),
+            *quantizers.pairing(known),
+            *layers.weights(known),
+            *stored(known),
+            *layers.fusions(known),
+            *transposed(known),
+            *layers.unfolded(known),
+            *layers.islands(known),
+        ]
+    return base.finish(known, found, float_layers)

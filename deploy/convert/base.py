@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from edgewise.deploy.config import Precision, RuntimeName
+from edgewise.config import Precision, RuntimeName
+from edgewise.deploy.config import REFUSED
 from edgewise.errors import ModelError
 
 PARENT = "EDGEWISE_CONVERT_PARENT"  # environment: the process that waits for the file
-TOLD = 20  # names of float layers in a report
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Source:
         model_folder: a saved torch model (``edgewise.compress.saved``): LiteRT starts from torch.
         calibration: ``.npy``, float32 (N, C, H, W): LiteRT's activation ranges.
         contract: JSON, what the offline check of the Q/DQ graph found; kept in TensorRT's manifest.
+        float_layers: the layers that an int8 file computes in float by plan; every converter obeys or refuses.
     """
 
     input_shape: tuple[int, int, int]
@@ -42,6 +42,7 @@ class Source:
     model_folder: Path | None = None
     calibration: Path | None = None
     contract: Path | None = None
+    float_layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ class Job:
     source: Source
     out: Path
     timeout_s: float = 1800.0
+
+
+def refuse(runtime: RuntimeName, precision: Precision) -> None:
+    """Say no to what ``runtime`` can't do.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    if reason := REFUSED.get((runtime, precision)):
+        able = [name for name in get_args(Precision) if (runtime, name) not in REFUSED]
+        raise ModelError(reason, where="precision", hint=f"take {', '.join(able)} for {runtime}")
 
 
 def need(path: Path | None, what: str) -> Path:
@@ -72,22 +84,6 @@ def named(out: Path, suffix: str) -> Path:
     """``out`` with ``suffix`` added; ``with_suffix`` would cut a name such as ``resnet.int8``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     return out.with_name(out.name + suffix)
-
-
-def arithmetic(integer: int, floating: Sequence[str]) -> dict[str, Any]:
-    """A report's lines on what a file computes in.
-
-    Args:
-        integer: how many convolutions and matrix products run in integers.
-        floating: the names of those in float; the first 20 are told.
-    """
-    total = integer + len(floating)
-    return {
-        "integer_ops": integer,
-        "float_ops": len(floating),
-        "integer_share": integer / total if total else 0.0,
-        "float_layers": list(floating[:TOLD]),
-    }
 
 
 def write_report(out: Path, report: dict[str, Any]) -> Path:
@@ -113,6 +109,7 @@ def parse_job(text: str) -> Job:
         source: dict[str, Any] = dict(raw["source"])
         source.update((key, Path(value)) for key, value in source.items() if isinstance(value, str))
         source["input_shape"] = tuple(source["input_shape"])
+        source["float_layers"] = tuple(source.get("float_layers", ()))
         job = {**raw, "source": Source(**source), "out": Path(raw["out"])}
         return Job(**job)
     except (ValueError, KeyError, TypeError) as error:

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections import Counter
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgewise.compress.strip import Learned, learned_ranges, strip_quantizers
-from edgewise.deploy.config import Precision
-from edgewise.deploy.convert.base import Source, arithmetic, named, need, write_report
+from edgewise.compress.quantization.strip import Learned, learned_ranges, strip_quantizers
+from edgewise.config import Precision
+from edgewise.deploy import tflite
+from edgewise.deploy.contracts import litert as litert_contract
+from edgewise.deploy.convert.base import Source, named, need, refuse, write_report
+from edgewise.deploy.convert.executed import arithmetic
+from edgewise.deploy.convert.litert_plan import check_file, ops_of, weights_of
+from edgewise.deploy.convert.litert_rewrites import rewrite_int8, say_per_channel
 from edgewise.errors import ContractError, ModelError
 
 SIGNATURE = "serving_default"
 QUIET = {"LITERT_TORCH_SHOW_PROGRESS": "n", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-ARITHMETIC = frozenset(("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV"))
 TRANSFORMER_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+WEIGHT_OPS = (*TRANSFORMER_OPS, "CONV_2D_TRANSPOSE")
 TRANSFORMER_MARKS = frozenset(("SOFTMAX", "GELU", "BATCH_MATMUL"))
 INT8_BITS = 8
 INT8_STEPS = 127
@@ -58,13 +66,22 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
 
     Raises:
         ModelError: no saved torch model, no calibration samples for int8, or a model that litert-torch can't convert.
-        ContractError: an int8 file whose arithmetic stayed in float.
+        ContractError: an int8 file whose arithmetic stayed in float, or a plan that it doesn't obey.
     """
     from edgewise.compress.saved import load_model
 
+    refuse("litert", precision)
+
     model, _ = load_model(need(source.model_folder, "a saved torch model"))
     calibration = _read_calibration(source) if precision == "int8" else None
-    return convert_module(model, precision, out, input_shape=source.input_shape, calibration=calibration)
+    return convert_module(
+        model,
+        precision,
+        out,
+        input_shape=source.input_shape,
+        calibration=calibration,
+        float_layers=source.float_layers if precision == "int8" else (),
+    )
 
 
 def convert_module(
@@ -74,6 +91,7 @@ def convert_module(
     *,
     input_shape: tuple[int, int, int],
     calibration: NDArray[np.float32] | None = None,
+    float_layers: Collection[str] = (),
 ) -> Path:
     """``convert`` for a module in memory, which may carry NNCF's quantizers; it is changed in place.
 
@@ -83,38 +101,49 @@ def convert_module(
         out: the file's name without suffix.
         input_shape: (C, H, W).
         calibration: (N, C, H, W), for int8.
+        float_layers: torch modules that an int8 file computes in float.
 
     Raises:
         ModelError: int8 without calibration samples, or a model that litert-torch can't convert.
-        ContractError: an int8 file whose arithmetic stayed in float.
+        ContractError: an int8 file whose arithmetic stayed in float, or in which one of ``float_layers`` isn't in
+            float, or isn't to be found.
     """
     if precision == "int8" and calibration is None:
         raise ModelError("int8 for LiteRT needs calibration samples (N, C, H, W)", where="calibration")
     learned = [] if calibration is None else learned_ranges(model, calibration[:1])
-    content = _to_float(strip_quantizers(model, input_shape), input_shape)
+    plain = strip_quantizers(model, input_shape)
+    weights = weights_of(plain, float_layers)
+    floating = content = _to_float(plain, input_shape)
     notes: dict[str, int] = {}
     if precision == "float16":
         content = _to_float16(content)
     elif calibration is not None and precision == "int8":
         ranges = match_ranges(content, calibration[:1], learned)
         notes = {"quantizers": len(learned), "tensors_with_learned_ranges": len(ranges)}
-        content = _to_int8(content, calibration, ranges)
+        left = [op.name for ops in ops_of(content, weights).values() for op in ops]
+        content = _to_int8(content, calibration, ranges, left)
+        check_file(floating, content, weights, float_layers, out.name)
+    elif precision in ("int8_dynamic", "int8_weights"):
+        content = say_per_channel(_to_int8_weights(content, dynamic=precision == "int8_dynamic"))
     path = named(out, ".tflite")
     path.write_bytes(content)
-    ops = _ops(content)
-    computing = [(kind, name) for op, kind, name in ops if op in ARITHMETIC]
-    floating = [name for kind, name in computing if kind != "INT8"]
-    integer = len(computing) - len(floating)
-    if precision == "int8" and not integer:
-        raise ContractError(f"all {len(floating)} arithmetic ops of the LiteRT file stayed in float", where=str(path))
+    ops = tflite.read(content)
+    layers = tflite.layers(ops)
+    computed = arithmetic(
+        {name: op.macs for name, op in layers.items()}, [name for name, op in layers.items() if op.integer]
+    )
+    if precision in ("int8", "int8_dynamic") and not computed["integer_ops"]:
+        raise ContractError(f"all {len(layers)} arithmetic ops of the LiteRT file stayed in float", where=str(path))
     write_report(
         out,
         {
             "runtime": "litert",
             "precision": precision,
             "size_bytes": path.stat().st_size,
-            "ops": dict(sorted(Counter(f"{op} {kind}" for op, kind, _ in ops).items())),
-            **arithmetic(integer, floating),
+            "ops": dict(sorted(Counter(f"{op.kind} {op.outputs[0].kind}" for op in ops).items())),
+            "xnnpack": delegated(content),
+            "contract": [asdict(finding) for finding in litert_contract.check(content, float_layers)],
+            **computed,
             **notes,
         },
     )
@@ -251,7 +280,7 @@ def match_ranges(content: bytes, sample: NDArray[np.float32], learned: list[Lear
     Args:
         content: the float file.
         sample: (1, C, H, W), the input that ``learned`` was read with.
-        learned: see ``edgewise.compress.strip``.
+        learned: see ``edgewise.compress.quantization.strip``.
     """
     if not learned:
         return {}
@@ -293,17 +322,33 @@ def _range(entry: Learned, shape: tuple[int, ...]) -> Range:
     return {"min": -bound, "max": bound}
 
 
-def _to_int8(content: bytes, calibration: NDArray[np.float32], ranges: dict[str, Range]) -> bytes:
+def _to_int8_weights(content: bytes, *, dynamic: bool) -> bytes:
+    """int8 weights, one scale a channel; activations quantized anew at every run, or not at all."""
+    from ai_edge_quantizer import qtyping, quantizer
+
+    worker = quantizer.Quantizer(bytearray(content))
+    add = worker.add_dynamic_config if dynamic else worker.add_weight_only_config
+    for name in WEIGHT_OPS:
+        add(".*", qtyping.TFLOperationName(name), num_bits=INT8_BITS)
+    return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+
+
+def _to_int8(
+    content: bytes, calibration: NDArray[np.float32], ranges: dict[str, Range], left: Collection[str]
+) -> bytes:
+    """Static INT8; ``left`` names the ops, by their first outputs, that stay in float."""
     from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
     names = qtyping.TFLOperationName
-    whole = not TRANSFORMER_MARKS & {op for op, _, _ in _ops(content)}
+    whole = not TRANSFORMER_MARKS & {op.kind for op in tflite.read(content)}
     worker = quantizer.Quantizer(bytearray(content))
     for operation in (names.ALL_SUPPORTED,) if whole else [names(name) for name in TRANSFORMER_OPS]:
         worker.add_static_config(".*", operation, activation_num_bits=INT8_BITS, weight_num_bits=INT8_BITS)
     for operation in (names.INPUT, names.OUTPUT):
         worker.update_quantization_recipe(".*", operation, algorithm_key="no_quantize")
+    for name in left:  # the quantizer matches the names of an op's outputs, each with a semicolon behind it
+        worker.update_quantization_recipe(f"^{re.escape(name)};", names.ALL_SUPPORTED, algorithm_key="no_quantize")
     recipe = recipe_manager.RecipeManager()
     recipe.load_quantization_recipe(worker.get_quantization_recipe())
     measured = calibrator.Calibrator(bytes(content), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
@@ -314,21 +359,29 @@ def _to_int8(content: bytes, calibration: NDArray[np.float32], ranges: dict[str,
         if name in known:
             known[name] = {key: value[key].reshape(np.shape(known[name][key])) for key in ("min", "max")}
     result = worker.quantize(known, enable_progress_bar=False, enable_progress_report=False)
-    return bytes(result.quantized_model)
+    return rewrite_int8(bytes(result.quantized_model))
 
 
-def _ops(content: bytes) -> list[tuple[str, str, str]]:
-    """(op, type of its output, name of its output) of every op in the file."""
-    from ai_edge_litert import schema_py_generated as schema
+def delegated(content: bytes) -> dict[str, Any]:
+    """What XNNPACK takes of the file on this machine: into how many partitions it cuts the graph, and the ops it leaves
+    to LiteRT's built-in kernels, by kind."""
+    from ai_edge_litert.interpreter import Interpreter
 
-    kinds = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
-    found = []
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex]
-            out = graph.tensors[op.outputs[0]]
-            name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            found.append((name, kinds[out.type], out.name.decode()))
-    return found
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()  # the one place that tells
+    partitions = [node for node in nodes if node["op_name"] == "DELEGATE"]
+    left = {place: node for place, node in enumerate(nodes) if node["op_name"] != "DELEGATE"}
+    maker = {int(tensor): place for place, node in left.items() for tensor in node["outputs"]}
+    for part in partitions:
+        given = set(part["inputs"].tolist())
+        waiting = part["outputs"].tolist()
+        while waiting:
+            tensor = waiting.pop()
+            node = left.pop(maker.get(tensor, -1), None)
+            if node is not None:
+                waiting.extend(name for name in node["inputs"].tolist() if name not in given)
+    return {
+        "partitions": len(partitions),
+        "outside": dict(sorted(Counter(node["op_name"] for node in left.values()).items())),
+    }

@@ -3,51 +3,91 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from edgewise.deploy.config import Precision
-from edgewise.deploy.convert.base import Source, arithmetic, named, need, write_report
+import numpy as np
+import onnx
+
+from edgewise.config import Precision
+from edgewise.deploy.convert.base import Source, named, need, refuse, write_report
+from edgewise.deploy.convert.executed import arithmetic, integer_layers, layer_macs, plain
+from edgewise.deploy.convert.planned import check_plan
+from edgewise.deploy.onnx_graph import to_bytes
+from edgewise.deploy.rewrites import free_activations
 from edgewise.deploy.runtimes.base import reason
 from edgewise.deploy.runtimes.ov import load_openvino
+from edgewise.deploy.weight_only import store_weights
 from edgewise.errors import ContractError, ModelError
 
 ARITHMETIC = frozenset(("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution"))
 INTEGER = frozenset(("i8", "u8"))
 NAMELESS = frozenset(("Const", "Convert", "FakeQuantize", "Multiply"))  # their consumers keep the layers' names
 DEFAULTS = frozenset((("auto_broadcast", "numpy"), ("auto_pad", "explicit")))
+EXACT = {"INFERENCE_NUM_THREADS": 1}
+GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+GROUPS: dict[Precision, str] = {"int8_weights": "0", "int8_dynamic": "32"}  # 32 is OpenVINO's own
 COUNTED = re.compile(r"_\d+$")  # OpenVINO numbers what has no name of its own
-BARE = "/WithoutBiases"  # what it adds to the name of a layer whose bias it takes apart
 
 
 def convert(source: Source, precision: Precision, out: Path) -> Path:
     """Write ``<out>.xml``, ``<out>.bin`` and ``<out>.report.json``; the ``.xml`` is returned.
 
-    float16 halves the stored weights; the arithmetic is OpenVINO's choice when it runs.
+    float16 halves the stored weights; the arithmetic is OpenVINO's choice when it runs. bfloat16 is stored as float16,
+    which has more digits, and computes in bfloat16. With int8_weights and int8_dynamic the file says whether the inputs
+    of its matrix products may be quantized as it runs: OpenVINO does that unasked wherever weights are int8.
 
     Raises:
         ModelError: no exported graph, or OpenVINO refuses it.
-        ContractError: an int8 graph that OpenVINO would run in float.
+        ContractError: an int8 graph that OpenVINO would run in float, a plan that it doesn't obey, or bfloat16 or
+            dynamic quantization on a CPU that has no instructions for it.
     """
+    refuse("openvino", precision)
     openvino = load_openvino()
     int8 = precision == "int8"
     graph = need(source.unsigned_onnx if int8 else source.float_onnx, "an ONNX graph " + ("with Q/DQ" if int8 else ""))
     xml, weights = named(out, ".xml"), named(out, ".bin")
+    given = onnx.load(graph)
+    if int8:
+        free_activations(given.graph)
+    if precision in GROUPS:
+        store_weights(given)
+    half = precision in ("float16", "bfloat16")
     try:
-        model = openvino.convert_model(graph)
+        model = _read(openvino, given)
         model.set_friendly_name("edgewise")
-        openvino.save_model(model, xml, compress_to_fp16=precision == "float16")
-        xml.write_text(slim(xml.read_text(encoding="utf-8")), encoding="utf-8")
-        layers = executed_layers(openvino, xml)
+        openvino.save_model(model, xml, compress_to_fp16=half)
+        xml.write_text(slim(xml.read_text(encoding="utf-8"), GROUPS.get(precision)), encoding="utf-8")
+        layers = executed_layers(openvino, xml, openvino.Type.bf16 if precision == "bfloat16" else openvino.Type.f32)
+        quantizes = precision == "int8_dynamic" and _quantizes_inputs(openvino, xml, source.input_shape)
     except Exception as error:  # its frontends' errors share no base with its other ones
         raise ModelError(f"OpenVINO refuses the graph: {reason(error)}", where=str(graph)) from error
-    floating = [name for _, kind, name in layers if kind not in INTEGER]
-    integer = len(layers) - len(floating)
-    if int8 and not integer:
+    # Weights alone in int8 are told as "i8", too, whatever is computed with them.
+    whole = int8 or quantizes
+    integer = integer_layers(given, ((names, whole and kind in INTEGER) for _, kind, names in layers))
+    macs = layer_macs(given)
+    computed = arithmetic(macs, integer)
+    if int8:
+        check_plan(source.float_layers, {plain(name): name in integer for name in macs}, graph.name)
+    if precision == "int8_dynamic" and not (quantizes and integer):
         raise ContractError(
-            f"OpenVINO would run all {len(floating)} arithmetic layers in float",
+            "OpenVINO would compute in float all the same: it quantizes the inputs of matrix products of more than one "
+            "row, on a CPU with instructions for it (AVX512-VNNI), and nothing here is both",
+            where=graph.name,
+            hint="take int8, or int8_weights for size alone",
+        )
+    if precision == "bfloat16" and not any(kind == "bf16" for _, kind, _ in layers):
+        raise ContractError(
+            "OpenVINO would compute in float32: this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16)",
+            where=graph.name,
+            hint="take float32 or int8",
+        )
+    if int8 and not computed["integer_ops"]:
+        raise ContractError(
+            f"OpenVINO would run all {computed['float_ops']} arithmetic layers in float",
             where=str(graph),
             hint="quantize activations per tensor and weights per channel",
         )
@@ -58,18 +98,43 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
             "precision": precision,
             "size_bytes": xml.stat().st_size + weights.stat().st_size,
             "layers": dict(sorted(Counter(f"{layer} {kind}" for layer, kind, _ in layers).items())),
-            **arithmetic(integer, floating),
+            **computed,
         },
     )
     return xml
 
 
-def slim(xml: str) -> str:
+def _read(openvino: Any, graph: onnx.ModelProto) -> Any:
+    """OpenVINO's model of a graph in memory, which it reads from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(to_bytes(graph))
+        return openvino.convert_model(path)
+
+
+def _quantizes_inputs(openvino: Any, xml: Path, input_shape: tuple[int, ...]) -> bool:
+    """Whether the answer to one sample changes where the quantization of inputs is switched off: no property and no
+    executed layer tells, and it depends on the number of rows."""
+    sample = np.random.default_rng(0).standard_normal((1, *input_shape), dtype=np.float32)
+    answers = []
+    for group in ("0", GROUPS["int8_dynamic"]):
+        settings = {**EXACT, "INFERENCE_PRECISION_HINT": openvino.Type.f32, GROUP: int(group)}
+        model = openvino.Core().read_model(xml)
+        model.reshape(list(sample.shape))
+        request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+        answers.append(next(iter(request.infer({0: sample}).values())).copy())
+    return not np.array_equal(*answers)
+
+
+def slim(xml: str, group: str | None = None) -> str:
     """The same graph in fewer bytes, the same in every process: for a small int8 net the text is much of its size.
 
     Gone are the conversion's notes (versions, paths), indentation, what OpenVINO infers again when it reads (shapes
     and types of inner ports, default attributes), names of constants and quantizers, and constants that one layer is
     given twice. Equal constants of *different* layers stay apart: shared, they keep OpenVINO from fusing quantizers.
+
+    ``group``: how many inputs share a scale where OpenVINO quantizes them as it runs, "0" for none; written into the
+    file, where OpenVINO looks for it.
     """
     net = ElementTree.fromstring(xml)  # OpenVINO wrote it a moment ago
     notes = net.find("rt_info")
@@ -103,6 +168,9 @@ def slim(xml: str) -> str:
                     data.set(name, value.replace(", ", ","))
             if not data.attrib:
                 layer.remove(data)
+    if group is not None:
+        options = ElementTree.SubElement(ElementTree.SubElement(net, "rt_info"), "runtime_options")
+        ElementTree.SubElement(options, GROUP, value=group)
     for element in net.iter():
         element.text = (element.text or "").strip() or None
         element.tail = None
@@ -131,18 +199,18 @@ def _merge_constants(
                     edge.set("from-layer", kept)
 
 
-def executed_layers(openvino: Any, xml: Path) -> list[tuple[str, str, str]]:
-    """(layer type, precision it runs in, name) of the arithmetic layers in the graph this CPU really executes."""
-    compiled = openvino.Core().compile_model(
-        xml, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": openvino.Type.f32}
-    )
+def executed_layers(openvino: Any, xml: Path, hint: Any = None) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(layer type, precision it runs in, names of the layers it was made of) of the computing layers in the graph this
+    CPU really executes; ``hint`` is what float layers may run in, float32 where left out."""
+    wanted = {**EXACT, "INFERENCE_PRECISION_HINT": openvino.Type.f32 if hint is None else hint}
+    compiled = openvino.Core().compile_model(xml, "CPU", wanted)
     layers = []
     for op in compiled.get_runtime_model().get_ops():
         info = op.get_rt_info()
         layer = _text(info, "layerType")
         if layer in ARITHMETIC:
-            name = op.get_friendly_name().removesuffix(BARE)
-            layers.append((layer, _text(info, "runtimePrecision"), name))
+            names = (op.get_friendly_name(), *_text(info, "originalLayersNames").split(","))
+            layers.append((layer, _text(info, "runtimePrecision"), names))
     return layers
 
 

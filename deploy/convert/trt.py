@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,11 @@ from typing import Any
 import onnx
 
 from edgewise import errors
-from edgewise.deploy.config import Precision
-from edgewise.deploy.convert.base import Source, named, need
+from edgewise.config import Precision
+from edgewise.deploy.convert.base import Source, named, need, refuse
+from edgewise.deploy.convert.planned import check_graph
+from edgewise.deploy.convert.rtx import conformance
+from edgewise.deploy.convert.trt_build import build
 from edgewise.deploy.convert.trt_device import BUILD_SH, DEVICE_INIT, README
 from edgewise.deploy.onnx_graph import strip, to_bytes
 from edgewise.deploy.runtimes import trt
@@ -31,10 +33,7 @@ FORMAT = 1
 OPSETS = range(9, 21)
 HALF_OPSETS = range(19, 21)  # float16 scales of Q/DQ came with opset 19
 NAMES = {"float32": "model.fp32", "float16": "model.fp16", "int8": "model.int8"}
-RTX_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 RUNNER = ("__init__.py", "base.py", "cudart.py", "trt.py")
-WORKSPACE_BYTES = 1 << 30
-ARITHMETIC = frozenset(("correlation", "gemm", "matmul", "conv", "convolution", "caskconvolution"))
 
 
 def convert(source: Source, precision: Precision, out: Path) -> Path:
@@ -44,8 +43,10 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
 
     Raises:
         ModelError: no exported graph for this precision, or an opset TensorRT doesn't read.
-        ContractError: a quantized graph with uint8 in it, or one that TensorRT-RTX refuses to parse.
+        ContractError: a quantized graph with uint8 in it, one that doesn't obey the plan, or one that TensorRT-RTX
+            refuses to parse.
     """
+    refuse("tensorrt", precision)
     graphs = {precision: _graph(source, precision)}
     if precision == "int8" and source.half_onnx is not None:
         graphs["float16"] = _graph(source, "float16")
@@ -58,6 +59,8 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         path = folder / f"{NAMES[kind]}.onnx"
         model = onnx.load(graph)
         strip(model)  # the graph may come from another exporter, which notes file paths on each node
+        if kind == "int8":
+            check_graph(model, source.float_layers, path.name)
         path.write_bytes(to_bytes(model))
         files[path.name] = _describe(path, kind)
     main = f"{NAMES[precision]}.onnx"
@@ -70,6 +73,7 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         "input": {"name": "input", "dtype": "float32", "shape": [None, *source.input_shape]},
         "output": {"name": "logits", "dtype": "float32", "shape": [None, source.classes]},
         "files": files,
+        "float_layers": list(source.float_layers),
         "contract": json.loads(source.contract.read_text(encoding="utf-8")) if source.contract else None,
         "conformance": conformance(folder / main, (1, *source.input_shape)),
         "runner": "runner/run.py",
@@ -156,83 +160,4 @@ def build_engine(graph: Path, shape: tuple[int, ...]) -> bytes:
         ModelError: TensorRT can't parse the graph, or can't build it.
     """
     api = importlib.import_module("tensorrt")
-    return _build(api, graph, shape, api.Logger(api.Logger.ERROR))
-
-
-def _build(api: Any, graph: Path, shape: tuple[int, ...], logger: Any, capability: Any = None) -> bytes:
-    """The calls that TensorRT and TensorRT-RTX share. ``capability`` builds for a GPU that isn't here (RTX only)."""
-    builder = api.Builder(logger)
-    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = api.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
-        errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise ModelError(f"TensorRT's parser refuses the graph: {errors}", where=str(graph))
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
-    config.clear_flag(api.BuilderFlag.TF32)  # float32 means float32
-    if capability is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
-    profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, shape, shape, shape)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise ModelError("TensorRT can't build an engine of the graph", where=str(graph))
-    return bytes(plan)
-
-
-def conformance(graph: Path, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """What TensorRT-RTX makes of the graph, for an Ampere GPU; None where it isn't installed. No GPU is needed.
-
-    Raises:
-        ContractError: it refuses the graph.
-    """
-    api = _rtx()
-    if api is None:
-        return None
-    messages: list[str] = []
-
-    class Collector(api.ILogger):  # type: ignore[misc, name-defined]
-        """Keeps the log: it is where the layers of a plan are told without a GPU."""
-
-        def __init__(self) -> None:
-            api.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            messages.append(message)
-
-    try:
-        _build(api, graph, shape, Collector(), api.ComputeCapability.SM86)
-    except ModelError as error:
-        raise ContractError(f"TensorRT-RTX: {error.message}", where=graph.name) from error
-    layers = parse_layers("\n".join(messages))
-    arithmetic = [kinds for name, kinds in layers if name.lower() in ARITHMETIC]
-    integer = sum("Int8" in kinds for kinds in arithmetic)
-    return {
-        "tool": f"TensorRT-RTX {api.__version__}",
-        "compute_capability": "8.6",
-        "layers": [f"{name} {' '.join(kinds)}" for name, kinds in layers],
-        "integer_ops": integer,
-        "float_ops": len(arithmetic) - integer,
-    }
-
-
-def _rtx() -> Any:
-    for name in RTX_MODULES:
-        try:
-            return importlib.import_module(name)
-        except (ImportError, OSError):  # not there, or its libraries aren't
-            continue
-    return None
-
-
-def parse_layers(log: str) -> list[tuple[str, tuple[str, ...]]]:
-    """(layer type, types of its inputs) of each layer, in order, from a builder's detailed log."""
-    layers = []
-    for line in log.splitlines():
-        found = re.match(r"Name: .*?, LayerType: ([^,]+), Inputs: \[(.*?)\](?:, Constants|, Outputs)", line)
-        if found:
-            layers.append((found[1], tuple(re.findall(r"Datatype: (\w+)", found[2]))))
-    return layers
+    return build(api, graph, shape, api.Logger(api.Logger.ERROR))

@@ -23,7 +23,8 @@ class TensorSpec(NamedTuple):
 
 class Options(NamedTuple):
     """How to open a file. ``precision`` is what arithmetic may be used for float ops: ``float32`` is exact float
-    everywhere, ``default`` leaves it to the runtime (OpenVINO then takes bf16 where the CPU has it)."""
+    everywhere, ``bfloat16`` is refused where it can't be had, ``default`` leaves it to the runtime (OpenVINO then takes
+    bf16 where the CPU has it)."""
 
     threads: int = 1
     precision: str = "float32"
@@ -95,8 +96,8 @@ def check_feeds(inputs: Tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray])
 PRECISIONS = ("float32", "default")
 
 
-def check_options(options: Options) -> None:
-    """Check what every runtime can be asked for.
+def check_options(options: Options, precisions: Tuple[str, ...] = PRECISIONS) -> None:
+    """Check what every runtime can be asked for; ``precisions`` are those that this one has.
 
     Raises:
         MeasureError: threads or batch under 1, or a precision that doesn't exist.
@@ -105,8 +106,8 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if not isinstance(value, int) or value < 1:
             raise MeasureError("%s: expected a whole number from 1, got %r" % (name, value), where="options")
-    if options.precision not in PRECISIONS:
-        raise MeasureError("precision: expected %s, got %r" % (" or ".join(PRECISIONS), options.precision))
+    if options.precision not in precisions:
+        raise MeasureError("precision: expected %s, got %r" % (" or ".join(precisions), options.precision))
 
 
 def read_head(path: str, size: int) -> bytes:

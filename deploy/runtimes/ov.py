@@ -1,8 +1,8 @@
 """OpenVINO on the CPU. Python >= 3.8.
 
-``Options.precision`` "float32" asks for exact float32; "default" lets OpenVINO choose (bf16 where the CPU has it) and
-the choice is read back. ``run`` copies inputs into the request's own tensors and outputs out of them, so arrays stay
-valid.
+``Options.precision`` "float32" asks for exact float32, "bfloat16" for that and nothing else; "default" lets OpenVINO
+choose (bf16 where the CPU has it) and the choice is read back. ``run`` copies inputs into the request's own tensors and
+outputs out of them, so arrays stay valid.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 
-from edgewise.deploy.runtimes.base import Options, TensorSpec, batched, check_options, read_head, reason
+from edgewise.deploy.runtimes.base import PRECISIONS, Options, TensorSpec, batched, check_options, read_head, reason
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "openvino"
 SUFFIX = ".xml"
-READ_BACK = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING")
+READ_BACK = (
+    "INFERENCE_NUM_THREADS",
+    "NUM_STREAMS",
+    "INFERENCE_PRECISION_HINT",
+    "ENABLE_CPU_PINNING",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+)
 FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -64,6 +70,8 @@ class OvSession:
             "streams": properties["NUM_STREAMS"],
             "precision": FLOATS.get(properties["INFERENCE_PRECISION_HINT"].get_type_name(), "dynamic"),
             "cpu_pinning": properties["ENABLE_CPU_PINNING"],
+            # How many inputs share a scale where a matrix product has int8 weights: 0 leaves the inputs in float.
+            "dynamic_quantization_group": properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"],
             "devices": list(compiled.get_property("EXECUTION_DEVICES")),
             "batch": batch,
         }
@@ -98,14 +106,18 @@ def open(path: str, options: Options) -> OvSession:
     absent = missing()
     if absent:
         raise RuntimeMissing(absent)
-    check_options(options)
+    check_options(options, (*PRECISIONS, "bfloat16"))
     _check_file(path)
     openvino = load_openvino()
     asked: Dict[str, Any] = {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-    if options.precision == "float32":
-        asked["INFERENCE_PRECISION_HINT"] = openvino.Type.f32
+    if options.precision != "default":
+        wanted = openvino.Type.f32 if options.precision == "float32" else openvino.Type.bf16
+        asked["INFERENCE_PRECISION_HINT"] = wanted
     try:
         core = openvino.Core()
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if options.precision == "bfloat16" and "BF16" not in able:
+            raise MeasureError("precision: this CPU has no bfloat16, only %s" % ", ".join(sorted(able)), where=path)
         model = core.read_model(path)
         shapes = {port: batched(_shape(port), options.batch, path) for port in model.inputs}
         model.reshape({port: [-1 if size is None else size for size in shape] for port, shape in shapes.items()})

@@ -46,7 +46,7 @@ def measure_files(paths: Sequence[Path], inputs: Path | None, threads: int, out:
     with tempfile.TemporaryDirectory(prefix="edgewise-") as temporary:
         folder = out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        array = _random_inputs(files) if inputs is None else _read(inputs)
+        array = _random_inputs(files) if inputs is None else read_inputs(inputs)
         source = folder / "inputs.npy"
         np.save(source, array)
         count = len(array)
@@ -151,7 +151,12 @@ def _input_shape(file: FileUnderTest) -> tuple[int, ...]:
     return known
 
 
-def _read(path: Path) -> NDArray[np.float32]:
+def read_inputs(path: Path) -> NDArray[np.float32]:
+    """The inputs (N, C, H, W) of an ``.npy`` file.
+
+    Raises:
+        DataError: not there, not such a file, or not float32.
+    """
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:

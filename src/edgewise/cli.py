@@ -101,7 +101,8 @@ def run(
 
     Finished stages are reused; an interrupted one goes on from its last checkpoint.
 
-    The verdict is printed; 'edgewise gate' makes an exit code of it.
+    The verdict is printed; 'edgewise gate' makes an exit code of it. A file that can't be made stops no other; the exit
+    code is 2 then.
     """
     with guard(debug, kept=KEPT):
         from edgewise.output import print_json
@@ -122,6 +123,7 @@ def run(
             print_json(result.summary())
         else:
             show_run(result)
+        result.check()
 
 
 @app.command()
@@ -198,6 +200,97 @@ def bench(
             print_json(table)
         else:
             show(table)
+
+
+@app.command()
+def advise(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A recipe (its teacher), a saved model's folder, or an .onnx file.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a recipe's relative paths lead. (default: beside it)")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=16, help="Training samples that each layer's cost is measured on.")] = 256,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that ONNX Runtime may use.")] = 1,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say where a model's time and bytes go, what INT8 and pruning would cost each layer, and what to try first."""
+    with guard(debug):
+        from edgewise.advise import advise as look_at
+        from edgewise.advise import show
+        from edgewise.output import print_json
+
+        with _console(json) as console:
+            console.stage("advise")
+            found = look_at(model, data=data, samples=samples, threads=threads, tick=console.tick)
+        if json:
+            print_json(found.to_json())
+        else:
+            show(found)
+
+
+@app.command()
+def inspect(
+    one: Annotated[
+        Path,
+        typer.Argument(metavar="A", help="What is right: a saved model's folder, .onnx, .xml, .tflite, a .trt folder."),
+    ],
+    other: Annotated[Path, typer.Argument(metavar="B", help="What is judged: one of the same, of the same model.")],
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="X.npy", help="float32 (N, C, H, W). (default: random numbers)")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many samples, from the first on.")] = 32,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the picture, too.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two forms of one model layer by layer, and name the first bad layer."""
+    with guard(debug):
+        from edgewise import inspect_files as room
+        from edgewise.output import print_json
+
+        with _console(json) as console:
+            console.stage("inspect")
+            table, warnings = room.inspect_files(one, other, inputs, samples, console.tick)
+            for warning in warnings:
+                console.warn(warning)
+        if html is not None:
+            html.write_text(room.page(table, warnings, other), encoding="utf-8")
+        if json:
+            print_json({**table, "warnings": warnings})
+        else:
+            room.show(table)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A graph: .onnx or .tflite.")],
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Ask for this runtime. (default: those that the file is made for)"),
+    ] = None,
+    float_layer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A layer, or a glob, that is meant to be in float.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hold a file against what its runtimes demand: what they would refuse, or run in float. Nothing is run.
+
+    0 nothing found, 1 findings.
+    """
+    with guard(debug):
+        from edgewise.check import check_file, show
+        from edgewise.output import print_json, stdout_for_results
+
+        with stdout_for_results():
+            checked = check_file(file, runtime or (), float_layer or ())
+        if json:
+            print_json(checked.to_json())
+        else:
+            show(checked)
+        raise typer.Exit(0 if checked.clean else 1)
 
 
 @app.command()

@@ -23,10 +23,14 @@ _RUNTIMES = {
         "tensorrt",
         ("onnx",),
         "nothing, if bundles are all you need: engines are built and timed on the device, "
-        "where TensorRT comes with JetPack or from NVIDIA",
+        "where TensorRT comes with JetPack or from NVIDIA; pip install 'edgewise[rtx]' has bundles checked by "
+        "TensorRT-RTX's builder, which needs no GPU",
     ),
 }
-_PACKAGES = ("torch", "nncf", "torch-pruning", "lightning-fabric", "onnx", "onnxscript", "numpy", "pydantic")
+_PACKAGES = (
+    *("torch", "nncf", "torch-pruning", "lightning-fabric", "onnx", "onnxscript", "numpy", "pydantic"),
+    "tensorrt-rtx-cu13-libs",
+)
 # Instructions that decide how fast INT8 and low-precision floats are.
 _INSTRUCTIONS = {
     "avx2": "AVX2",

@@ -9,28 +9,36 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import artifact
 from edgewise.artifact import Artifact
-from edgewise.errors import ArtifactError, ContractError, EdgewiseError, RecipeError, RuntimeMissing
+from edgewise.errors import ArtifactError, ContractError, EdgewiseError, ModelError, RecipeError, RuntimeMissing
 from edgewise.models.tasks.base import Task
-from edgewise.plan import Step, plan
+from edgewise.plan import Step, latency_goal, plan, without
 from edgewise.recipe import Recipe
+from edgewise.stages.layers import layers
 from edgewise.stages.rehearse import rehearse
-from edgewise.stages.ship import convert
+from edgewise.stages.ship import convert, export, measure, triton
 from edgewise.stages.work import Work
+from edgewise.told import beside
 
 if TYPE_CHECKING:
+    from edgewise.bench.config import Budget
     from edgewise.bench.gate import Verdict
+    from edgewise.bench.pick import Pick
     from edgewise.bench.record import Context
     from edgewise.console import Console
     from edgewise.recipe_file import LoadedRecipe
+
+
+# Stages that fail alone: what doesn't hang on them goes on.
+ALONE = (export, convert, triton, layers)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class Ran:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. ``files``: what was made to ship, by name."""
+    """A finished run. ``files``: what was made to ship, by name; ``left_out``: what is not to be shipped, and why;
+    ``failed``: what could not be made, and why. ``picked``: the file to take, None where none will do."""
 
     folder: Path
     stages: tuple[Ran, ...]
@@ -54,6 +63,19 @@ class RunResult:
     verdict: dict[str, Any] | None
     files: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    picked: str | None = None
+    picked_why: str = ""
+
+    def check(self) -> None:
+        """Pass where everything was made.
+
+        Raises:
+            ModelError: naming what failed; the rest is there, measured and reported.
+        """
+        if self.failed:
+            raise _some_failed(self.failed, self.report)
 
     def summary(self) -> dict[str, Any]:
         """The run as JSON."""
@@ -64,6 +86,10 @@ class RunResult:
             "verdict": self.verdict,
             "files": dict(self.files),
             "warnings": list(self.warnings),
+            "left_out": dict(self.left_out),
+            "failed": dict(self.failed),
+            "picked": self.picked,
+            "picked_why": self.picked_why,
         }
 
 
@@ -81,6 +107,9 @@ def find(root: Path, name: str, key: str, console: Console) -> Artifact | None:
 
 def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
     """Run ``loaded.recipe`` in the folder ``out``; finished stages are kept and reused.
+
+    A graph or a file that can't be made stops no other one: it is named in the result, see ``RunResult.check``, and
+    tried again by the next run.
 
     Raises:
         EdgewiseError: any mistake of the user's; what was finished stays.
@@ -107,8 +136,19 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
         if any(step.trains for step in to_do):
             rehearse(recipe, task())
         done: dict[str, Artifact] = {}
+        failed: dict[str, str] = {}
         ran: list[Ran] = []
-        for step in steps:
+        for planned in steps:
+            left = without(planned, failed)
+            if left is None:
+                lost = next(name for name in planned.parents.values() if name in failed)
+                if planned.work is measure:
+                    raise _some_failed(failed, None)
+                failed[planned.name] = f"it is made from {lost}, which failed"
+                console.warn(f"{planned.name}: {failed[planned.name]}")
+                continue
+            step = left
+            keys[step.name] = step.key(keys)
             if rank and step.name.startswith("export-"):
                 return RunResult(out, tuple(ran), None, None)  # the other processes only train
             key, started = keys[step.name], time.monotonic()
@@ -127,7 +167,14 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
                     tick=console.tick,
                     note=console.line,
                 )
-                made = _train_along(step, key, root, work, rank) if rank else _make(step, key, root, work, parents)
+                try:
+                    made = _train_along(step, key, root, work, rank) if rank else _make(step, key, root, work, parents)
+                except EdgewiseError as error:
+                    if step.work not in ALONE:
+                        raise
+                    failed[step.name] = str(error)
+                    console.warn(f"{step.name} FAILED: {error}\n  the others go on; the next run tries this one again")
+                    continue
             done[step.name] = made
             seconds = time.monotonic() - started
             ran.append(Ran(step.name, key, seconds, found is not None, made.folder))
@@ -139,17 +186,63 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
             "recipe": recipe.model_dump(mode="json"),
             "text": loaded.text,
             "choices": list(loaded.choices),
-            "steps": [{"name": step.name, "folder": f"stages/{done[step.name].folder.name}"} for step in steps],
+            "steps": [{"name": name, "folder": f"stages/{made.folder.name}"} for name, made in done.items()],
+            "failed": failed,
+            "unjudged": _candidates(steps, failed),
         }
         _write(out / "run.json", record)
-        page, verdict, warnings = _report(out, recipe, done, loaded.text, list(loaded.choices))
-        _check_parity(recipe, done, page)
+        told = _report(out, recipe, done, record)
+        _check_parity(recipe, done, told.page)
+    left_out = {**told.pick.unusable, **told.pick.slower}
     shipped = {
         file: str(done[file].file(done[file].metrics["main"]))
-        for file in (step.name for step in steps if step.work is convert)
-        if "-float32" not in file
+        for file in (step.name for step in steps if step.work is convert and step.name in done)
+        if "-float32" not in file and file not in left_out
     }
-    return RunResult(out, tuple(ran), page, verdict, shipped, tuple(warnings))
+    for file, why in told.pick.slower.items():
+        console.warn(f"{file} is SLOWER than float, and left out of what ships: {why}")
+    console.line(f"picked: {told.pick.name or 'nothing'}: {told.pick.why}")
+    return RunResult(
+        out,
+        tuple(ran),
+        told.page,
+        told.verdict,
+        shipped,
+        tuple(told.warnings),
+        left_out,
+        failed,
+        told.pick.name,
+        told.pick.why,
+    )
+
+
+def _some_failed(failed: Mapping[str, str], page: Path | None) -> ModelError:
+    """The error at the end of a run: what could not be made, each with its reason."""
+    named = "\n  ".join(f"{name}: {why.splitlines()[0]}" for name, why in failed.items())
+    rest = f"the rest is in {page}; " if page else "nothing was left to measure; "
+    what = "1 thing" if len(failed) == 1 else f"{len(failed)} things"
+    return ModelError(
+        f"{what} could not be made:\n  {named}",
+        hint=f"{rest}mend what failed and run again: only that is made, and what hangs on it",
+    )
+
+
+def _candidates(steps: Sequence[Step], failed: Mapping[str, str]) -> dict[str, str]:
+    """Of what failed, the files that a budget would have judged."""
+    files = next(step.config["files"] for step in steps if step.work is measure)
+    names = [file["name"] for file in files if file["role"] == "candidate"]
+    return {name: failed[name].splitlines()[0] for name in names if name in failed}
+
+
+def _unjudged(limits: Budget, record: Mapping[str, Any]) -> dict[str, str]:
+    """Of the candidates that could not be made, those that ``limits`` is about: by default INT8 files, where the recipe
+    has any, as for those that were made."""
+    lost: dict[str, str] = record.get("unjudged") or {}
+    if limits.files is not None:
+        return lost
+    integer = {name: why for name, why in lost.items() if "-int8" in name}
+    made = any("-int8" in step["name"] for step in record["steps"] if not step["name"].startswith("export-"))
+    return integer if integer or made else lost
 
 
 def _tell_accuracy(made: Artifact, samples: Artifact, console: Console) -> None:
@@ -179,13 +272,23 @@ def _require(recipe: Recipe) -> None:
         missing = get(target.runtime).missing()
         if missing is not None and target.runtime != "tensorrt":  # a TensorRT bundle is made without the runtime
             raise RuntimeMissing(missing, where=f"deploy.targets: {target.runtime}", hint="edgewise doctor")
+    threads = {"bench.threads": recipe.bench.threads}
+    for place, stage in enumerate(recipe.stages):
+        goal = latency_goal(stage)
+        if goal is not None:
+            check_installed(goal.runtime)
+            missing = get(goal.runtime).missing()
+            if missing is not None:
+                raise RuntimeMissing(missing, where=f"stages[{place}]: {goal.runtime}", hint="edgewise doctor")
+            threads[f"stages[{place}].latency.threads"] = goal.threads
     cpus = usable_cpus()
-    if recipe.bench.threads > cpus:
-        raise RecipeError(
-            f"expected at most {cpus}, the CPUs that may be used here, got {recipe.bench.threads}",
-            where="bench.threads",
-            hint="more threads than CPUs would only measure how they wait for each other",
-        )
+    for where, wanted in threads.items():
+        if wanted > cpus:
+            raise RecipeError(
+                f"expected at most {cpus}, the CPUs that may be used here, got {wanted}",
+                where=where,
+                hint="more threads than CPUs would only measure how they wait for each other",
+            )
 
 
 def _make(step: Step, key: str, root: Path, work: Callable[..., Work], parents: Mapping[str, Artifact]) -> Artifact:
@@ -274,8 +377,7 @@ def report(folder: Path) -> Path:
         ArtifactError: ``folder`` isn't a finished run, or its artifacts changed.
     """
     recipe, record, done = _opened(folder)
-    page, _, _ = _report(folder, recipe, done, record["text"], record["choices"], always=True)
-    return page
+    return _report(folder, recipe, done, record, always=True).page
 
 
 def gate_run(folder: Path, budget: Path | None) -> Verdict:
@@ -289,28 +391,43 @@ def gate_run(folder: Path, budget: Path | None) -> Verdict:
     from edgewise.bench.record import load_results
     from edgewise.recipe_file import load_budget
 
-    recipe, _, done = _opened(folder)
+    recipe, record, done = _opened(folder)
     limits = load_budget(budget) if budget is not None else recipe.budget
     if limits is None:
         raise RecipeError("the recipe has no budget", where=str(folder), hint="give one with --budget FILE")
-    return gate(limits, load_results(done["measure"].folder))
+    return gate(limits, load_results(done["measure"].folder), _unjudged(limits, record))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the report says, in short."""
+
+    page: Path
+    verdict: dict[str, Any] | None
+    warnings: list[str]
+    pick: Pick
 
 
 def _report(
-    out: Path, recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str], *, always: bool = False
-) -> tuple[Path, dict[str, Any] | None, list[str]]:
+    out: Path, recipe: Recipe, done: Mapping[str, Artifact], record: Mapping[str, Any], *, always: bool = False
+) -> _Told:
     """Judge and write the report, unless the one there was made from the same measurement, budget and recipe."""
+    from edgewise.bench.pick import Pick, pick
+
     page = out / "report.html"
     limits = recipe.budget.model_dump(mode="json") if recipe.budget else None
     mark = artifact.sha256_json(
-        [done["measure"].key, done["measure"].digest, limits, text, choices, artifact.versions()]
+        [
+            *(done["measure"].key, done["measure"].digest, limits, record["text"], record["choices"]),
+            *(record.get("failed"), artifact.versions(), done["layers"].digest if "layers" in done else None),
+        ]
     )
     stamp = out / ".report"
     if not always and page.exists() and stamp.exists():
         try:
             held = json.loads(stamp.read_text())
             if held["mark"] == mark:
-                return page, held["verdict"], held["warnings"]
+                return _Told(page, held["verdict"], held["warnings"], Pick(**held["pick"]))
         except (ValueError, KeyError, TypeError):
             pass  # damaged: the report is written again
 
@@ -319,19 +436,20 @@ def _report(
     from edgewise.bench.report.write import write_report
 
     results = load_results(done["measure"].folder)
-    verdict = gate(recipe.budget, results) if recipe.budget else None
-    write_report(results, verdict, _context(recipe, done, text, choices), out)
+    verdict = gate(recipe.budget, results, _unjudged(recipe.budget, record)) if recipe.budget else None
+    picked = pick(results, verdict)
+    write_report(results, verdict, _context(recipe, done, record, picked), out)
     told = verdict.to_json() if verdict else None
     warnings = slower_than_float(results)
-    _write(stamp, {"mark": mark, "verdict": told, "warnings": warnings})
-    return page, told, warnings
+    _write(stamp, {"mark": mark, "verdict": told, "warnings": warnings, "pick": asdict(picked)})
+    return _Told(page, told, warnings, picked)
 
 
-def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: list[str]) -> Context:
+def _context(recipe: Recipe, done: Mapping[str, Artifact], record: Mapping[str, Any], picked: Pick) -> Context:
     """What the report tells beside the measurements: the journey, parity, bundles, versions."""
     from edgewise.bench.record import BundleRow, Context, JourneyRow, ParityRow
 
-    journey, bundles, notes, integer = [], [], list(choices), {}
+    journey, bundles, notes, integer = [], [], list(record["choices"]), {}
     for name, made in done.items():
         metrics = made.metrics
         if "accuracy" in metrics:
@@ -359,7 +477,7 @@ def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: l
     return Context(
         name=recipe.name,
         created=done["measure"].metrics["measured_at"],
-        recipe_text=text,
+        recipe_text=record["text"],
         journey=tuple(journey),
         parity={name: tuple(ParityRow(**row) for row in rows) for name, rows in parity.items()},
         bundles=tuple(bundles),
@@ -367,4 +485,8 @@ def _context(recipe: Recipe, done: Mapping[str, Artifact], text: str, choices: l
         versions={name: version for made in done.values() for name, version in made.versions.items()},
         metric=done["measure"].metrics["metric"],
         integer=integer,
+        failed=dict(record.get("failed", {})),
+        picked=picked.name,
+        picked_why=picked.why,
+        **beside(done),
     )

@@ -8,8 +8,8 @@ training is checkpointed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgewise import artifact
@@ -18,8 +18,10 @@ from edgewise.compress.config import (
     BornAgain,
     DataFree,
     Distill,
+    DropBlocks,
     EmaTeacher,
     Inherit,
+    Latency,
     Mutual,
     Offline,
     Online,
@@ -29,18 +31,18 @@ from edgewise.compress.config import (
     Train,
 )
 from edgewise.compress.losses import Custom
-from edgewise.config import Config
-from edgewise.deploy.config import Precision, RuntimeName
+from edgewise.config import Config, Precision, RuntimeName
 from edgewise.errors import RecipeError
-from edgewise.models.config import ModelFactory
+from edgewise.models.config import ModelFactory, OnnxFile
 from edgewise.recipe import Recipe
-from edgewise.stages import ship, shrink, teach
+from edgewise.stages import layers, ship, shrink, teach
 from edgewise.stages.work import Stage
 
 WORK: dict[type[Config], Stage] = {
     Train: teach.train,
     Inherit: teach.inherit,
     Prune: shrink.prune,
+    DropBlocks: shrink.drop_blocks,
     Distill: teach.distill,
     Assistant: teach.assistant,
     DataFree: teach.data_free,
@@ -66,6 +68,8 @@ CONVERT: dict[RuntimeName, tuple[str, ...]] = {
 NOT_IN_KEYS: Any = {
     "weights": True,
     "path": True,
+    "model": {"path"},  # an ONNX file's bytes are among a step's inputs
+    "peers": {"__all__": {"path"}},
     "fit": {"checkpoint_every"},
     "train": {"checkpoint_every"},
     "ensemble": {"teachers"},  # steps of their own
@@ -136,7 +140,12 @@ def plan(recipe: Recipe) -> list[Step]:
 
     def add_model(name: str, work: Stage, config: Any, parents: Mapping[str, str]) -> str:
         libraries = (*TORCH, *LIBRARIES.get(type(config), ()))
-        return add(name, work, config, parents, libraries, **data, **_inputs(recipe, config))
+        inputs = {**data, **_inputs(recipe, config)}
+        goal = latency_goal(config)
+        if goal is not None:  # what is measured is another number on another device, or by another runtime
+            libraries = tuple(dict.fromkeys((*libraries, *EXPORT, *CONVERT[goal.runtime])))
+            inputs["device"] = artifact.sha256_json(_device())
+        return add(name, work, config, parents, libraries, **inputs)
 
     calibration = {"calibration_samples": recipe.deploy.calibration_samples}
     samples = add("samples", ship.samples, calibration, {}, ("numpy", "pillow"), **data)
@@ -147,7 +156,9 @@ def plan(recipe: Recipe) -> list[Step]:
     for number, stage in enumerate(recipe.stages, start=1):
         name = f"{number}-{stage.kind}"
         parents = {} if isinstance(stage, Assistant) else {"model": float_model}
-        if isinstance(stage, (*TAUGHT, Assistant)):
+        if isinstance(stage, (*TAUGHT, Assistant)) or (isinstance(stage, Prune) and stage.fit is not None):
+            parents["teacher"] = master
+        if isinstance(stage, Quantize) and stage.teacher == "recipe":
             parents["teacher"] = master
         if isinstance(stage, Offline) and stage.ensemble:
             for place, source in enumerate(stage.ensemble.teachers, start=2):
@@ -162,32 +173,94 @@ def plan(recipe: Recipe) -> list[Step]:
 
     files = wanted_files(recipe, teacher, float_model, quantized)
     _check_budget(recipe, files)
-    half = any(file.runtime == "tensorrt" for file in files)  # float16 graphs, which only TensorRT starts from
-    models = {"teacher": teacher, "student": float_model, "quantized": quantized}
+    models = {"teacher": teacher, "quantized": quantized, "signed": quantized}
     for form in dict.fromkeys(form for file in files for form in file.exports):
-        config = {"form": form, "half": half and form != "teacher"}
-        add(f"export-{form}", ship.export, config, {"model": models[form] or float_model}, EXPORT)
+        add(f"export-{form}", ship.export, {"form": form}, {"model": models.get(form) or float_model}, EXPORT)
     for file in files:
         config = {"runtime": file.runtime, "precision": file.precision}
         parents = {"samples": samples, "model": file.against, **{form: f"export-{form}" for form in file.exports}}
         add(file.name, ship.convert, config, parents, CONVERT[file.runtime])
+    if recipe.deploy.triton is not None:
+        _add_triton(steps, recipe, files)
     _add_measure(steps, recipe, [file for file in files if file.runtime != "tensorrt"])
+    _add_layers(steps, files, float_model)
     return steps
 
 
+def without(step: Step, failed: Collection[str]) -> Step | None:
+    """The step where others have failed: what gathers files goes on with those that are there, anything else can't be
+    done. None where nothing is left to do."""
+    lost = {name for name in step.parents.values() if name in failed}
+    if not lost:
+        return step
+    if step.work not in (ship.measure, ship.triton, layers.layers):
+        return None
+    files = [
+        {**file, **{part: None for part in ("reference", "parent") if file.get(part) in lost}}
+        for file in step.config["files"]
+        if file["name"] not in lost
+    ]
+    if not files and step.work is not layers.layers:
+        return None
+    parents = {role: name for role, name in step.parents.items() if name not in lost}
+    return replace(step, config={**step.config, "files": files}, parents=parents)
+
+
+def _add_triton(steps: list[Step], recipe: Recipe, files: list[Wanted]) -> None:
+    """One model a candidate that Triton has a backend for."""
+    assert recipe.deploy.triton is not None
+    served = [file for file in files if file.role == "candidate" and file.runtime != "litert"]
+    config = {
+        **recipe.deploy.triton.model_dump(mode="json"),
+        "recipe": recipe.name,
+        "files": [{"name": file.name, "runtime": file.runtime} for file in served],
+        "left": [file.name for file in files if file.role == "candidate" and file.runtime == "litert"],
+    }
+    parents = {name: name for name in ("samples", *(file.name for file in served))}
+    steps.append(Step("triton", ship.triton, config, parents, artifact.versions("onnx"), {}))
+
+
 def _add_measure(steps: list[Step], recipe: Recipe, files: list[Wanted]) -> None:
-    from edgewise.bench.provenance import IDENTITY, provenance
     from edgewise.bench.provenance import versions as runtime_versions
 
-    device = provenance()["device"]
     config = {
         "files": [asdict(file) for file in files],
         "bench": recipe.bench.model_dump(mode="json"),
-        "device": {name: device[name] for name in IDENTITY},  # numbers of another device are other numbers
+        "device": _device(),  # numbers of another device are other numbers
     }
     needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
     versions = {**artifact.versions(), **runtime_versions()}
     steps.append(Step("measure", ship.measure, config, {name: name for name in needed}, versions, {}))
+
+
+def _add_layers(steps: list[Step], files: list[Wanted], float_model: str) -> None:
+    from edgewise.bench.provenance import versions as runtime_versions
+
+    entries = [
+        {"name": file.name, "runtime": file.runtime, "precision": file.precision, "against": file.against}
+        | {"float": float_model}
+        for file in files
+        if file.role == "candidate" and file.precision != "float32"
+    ]
+    if not entries:
+        return
+    needed = ["samples", "measure", float_model, *(str(entry["name"]) for entry in entries)]
+    versions = {**artifact.versions(*TORCH), **runtime_versions()}
+    parents = {name: name for name in dict.fromkeys(needed)}
+    steps.append(Step("layers", layers.layers, {"files": entries}, parents, versions, {}))
+
+
+def _device() -> dict[str, Any]:
+    from edgewise.bench.provenance import IDENTITY, provenance
+
+    device = provenance()["device"]
+    return {name: device[name] for name in IDENTITY}
+
+
+def latency_goal(config: Any) -> Latency | None:
+    """The latency that a stage measures on its way, if it does."""
+    goal = getattr(config, "latency", None) or getattr(getattr(config, "mixed", None), "latency", None)
+    return goal if isinstance(goal, Latency) else None
 
 
 def wanted_files(recipe: Recipe, teacher: str, float_model: str, quantized: str | None) -> list[Wanted]:
@@ -203,19 +276,29 @@ def wanted_files(recipe: Recipe, teacher: str, float_model: str, quantized: str 
         reference = f"{runtime}-float32-teacher" if runtime != "tensorrt" else ""
         parent = f"{runtime}-float32" if small == "student" and reference else reference
         if reference:
-            files.append(Wanted(reference, runtime, "float32", "reference", reference, parent, teacher, ("teacher",)))
+            forms = _forms(runtime, "float32", "teacher")
+            files.append(Wanted(reference, runtime, "float32", "reference", reference, parent, teacher, forms))
         if parent != reference:
             role = "candidate" if "float32" in precisions else "parent"
-            files.append(Wanted(parent, runtime, "float32", role, reference, parent, float_model, (small,)))
+            forms = _forms(runtime, "float32", small)
+            files.append(Wanted(parent, runtime, "float32", role, reference, parent, float_model, forms))
         for precision in precisions:
-            name = f"{runtime}-{precision}"
+            name, forms = f"{runtime}-{precision}", _forms(runtime, precision, small)
             if precision == "int8" and quantized:
-                forms = ("student", "quantized") if runtime == "tensorrt" else ("quantized",)
                 files.append(Wanted(name, runtime, precision, "candidate", reference, parent, quantized, forms))
             elif precision != "float32" or runtime == "tensorrt":
-                form = "student" if runtime == "tensorrt" else small
-                files.append(Wanted(name, runtime, precision, "candidate", reference, parent, float_model, (form,)))
+                files.append(Wanted(name, runtime, precision, "candidate", reference, parent, float_model, forms))
     return files
+
+
+def _forms(runtime: RuntimeName, precision: Precision, small: str) -> tuple[str, ...]:
+    """The graphs that a file starts from. LiteRT starts from torch; TensorRT alone takes float16 graphs and signed
+    activations, and has a float16 graph beside the quantized one to measure against."""
+    if runtime == "litert":
+        return ()
+    if runtime == "tensorrt":
+        return {"float16": ("half",), "int8": ("half", "signed")}.get(precision, (small,))
+    return ("quantized",) if precision == "int8" else (small,)
 
 
 def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
@@ -225,9 +308,13 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
         found["weights"] = artifact.sha256_file(config.weights)
     from edgewise.models.factory import source_digest
 
-    for model in (getattr(config, "model", None), *getattr(config, "peers", ())):
+    for place, model in enumerate((getattr(config, "model", None), *getattr(config, "peers", ()))):
         if isinstance(model, ModelFactory):
             found[model.factory] = source_digest(model.factory)
+        elif isinstance(model, OnnxFile):
+            from edgewise.models.onnx.read import parts
+
+            found[f"onnx {place}"] = artifact.sha256_json([artifact.sha256_file(part) for part in parts(model.path)])
     for loss in getattr(config, "losses", ()):
         if isinstance(loss, Custom):
             found[loss.loss] = source_digest(loss.loss)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgewise.compress.config import Prune, StageConfig
-from edgewise.deploy.config import Deploy, Precision, RuntimeName, Target
+from edgewise.config import Precision, RuntimeName
+from edgewise.deploy.config import Deploy, Target
 from edgewise.errors import RecipeError
 from edgewise.recipe import Recipe
 from edgewise.recipe_words import did_you_mean

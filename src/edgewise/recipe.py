@@ -61,7 +61,12 @@ class Recipe(Config):
             raise ValueError("stages: quantize comes once, and last: pruning or training would undo its ranges")
         if self.student is None and "inherit" in kinds:
             raise ValueError("stages: inherit copies the teacher's layers into a student, and there is no student")
-        taught = [isinstance(stage, Distill | DataFree | Online | Inherit | Assistant) for stage in self.stages]
+        taught = [
+            isinstance(stage, Distill | DataFree | Online | Inherit | Assistant)
+            or (isinstance(stage, Prune) and stage.fit is not None)
+            or (isinstance(stage, Quantize) and stage.teacher == "recipe")
+            for stage in self.stages
+        ]
         for place, stage in enumerate(self.stages):
             if isinstance(stage, Assistant) and not any(taught[place + 1 :]):
                 raise ValueError(f"stages.{place}: the assistant teaches nobody: a distill stage must come after it")
@@ -94,6 +99,12 @@ class Recipe(Config):
         augment = getattr(self.task, "augment", None)  # a factory's is known when its task is made
         if augment is not None:
             check_mixing(self.stages, augment)
+        return self
+
+    @model_validator(mode="after")
+    def _triton_serves(self) -> Recipe:
+        if self.deploy.triton is not None and {target.runtime for target in self.deploy.targets} == {"litert"}:
+            raise ValueError("deploy.triton: LiteRT can't be served by it; add onnxruntime, openvino or tensorrt")
         return self
 
     @model_validator(mode="after")

@@ -78,15 +78,31 @@ def _files(data: dict[str, Any]) -> list[tuple[Place, str, bool]]:
     """(place, path as written, whether it is a folder) of every file a recipe names, also in a recipe with mistakes."""
     task = data.get("task")
     kind = task.get("kind") if isinstance(task, dict) else None
-    places: list[tuple[Place, bool]] = [(("teacher", "weights"), False), (("student", "weights"), False)]
+    places: list[tuple[Place, bool]] = []
     if isinstance(kind, str) and kind in {"npz", "image_folder"}:
         places.append((("task", "path"), kind == "image_folder"))
+    places += [(place, False) for place in _models(data, ())]
     found = []
     for place, is_folder in places:
-        parent = data.get(str(place[0]))
-        written = parent.get(str(place[1])) if isinstance(parent, dict) else None
+        written: Any = data
+        for key in place:
+            written = written.get(key) if isinstance(written, dict) else written[key]
         if isinstance(written, str):
             found.append((place, written, is_folder))
+    return found
+
+
+def _models(value: Any, place: Place) -> list[Place]:
+    """Where weights and ONNX files are named: wherever a model is."""
+    if isinstance(value, list):
+        return [found for number, item in enumerate(value) for found in _models(item, (*place, number))]
+    if not isinstance(value, dict):
+        return []
+    found = [found for key, item in value.items() for found in _models(item, (*place, key))]
+    if "model" in value and "weights" in value:
+        found.append((*place, "weights"))
+    if value.get("kind") == "onnx" and "path" in value:
+        found.append((*place, "path"))
     return found
 
 
@@ -114,10 +130,17 @@ def _absolute(path: Path, base: Path) -> Path:
 
 
 def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
-    changes: dict[str, BaseModel] = {}
-    for field, name in (("task", "path"), ("teacher", "weights"), ("student", "weights")):
-        part = getattr(recipe, field)
-        path = getattr(part, name, None)
-        if path is not None:
-            changes[field] = part.model_copy(update={name: _absolute(path, base)})
-    return recipe.model_copy(update=changes)
+    def absolute(value: Any) -> Any:
+        """The same with every path absolute, wherever in the recipe it stands."""
+        if isinstance(value, Path):
+            return _absolute(value, base)
+        if isinstance(value, tuple):
+            return tuple(absolute(item) for item in value)
+        if isinstance(value, BaseModel):
+            fields = {name: getattr(value, name) for name in type(value).model_fields}
+            changed = {name: new for name, old in fields.items() if (new := absolute(old)) is not old and new != old}
+            return value.model_copy(update=changed) if changed else value
+        return value
+
+    found: Recipe = absolute(recipe)
+    return found

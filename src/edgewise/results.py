@@ -19,6 +19,9 @@ def show_run(result: RunResult) -> None:
     if result.files:
         print()
         print_table(("file", "where"), list(result.files.items()))
+    for name, why in result.left_out.items():
+        print(f"\nleft out: {name}: {why.splitlines()[0]}")
+    print(f"\npicked: {result.picked or 'nothing'}: {result.picked_why}")
     if result.verdict is not None:
         print()
         show_verdict(result.verdict)

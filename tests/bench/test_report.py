@@ -18,7 +18,19 @@ import pytest
 from edgewise.bench import format as say
 from edgewise.bench.config import Budget
 from edgewise.bench.gate import Verdict, gate
-from edgewise.bench.record import BundleRow, Context, JourneyRow, ParityRow, Results
+from edgewise.bench.record import (
+    AgreementRow,
+    BundleRow,
+    Context,
+    GoalRow,
+    JourneyRow,
+    LayerRow,
+    LayersRow,
+    ParityRow,
+    PlanRow,
+    Results,
+)
+from edgewise.bench.report.layers import Line, layer_sqnr
 from edgewise.bench.report.plot import accuracy_latency, latency_spread
 from edgewise.bench.report.write import FILES, build_page, write_report
 
@@ -355,3 +367,113 @@ def test_plots_hold_names_as_text_and_draw_nothing_without_points() -> None:
 )
 def test_numbers_are_said_as_people_read_them(said: str, text: str) -> None:
     assert said == text
+
+
+LAYERS = LayersRow(
+    against=f"torch, {EVIL}",
+    n=16,
+    rows=(
+        LayerRow("input", 41.25, 0.01, (3, 8, 8)),
+        LayerRow(f"conv1 {EVIL}", 33.5, 0.1, (8, 8, 8)),
+        LayerRow("conv2", 4.75, 2.5, (8, 8, 8)),
+        LayerRow("linear", None, None, (10,)),
+        LayerRow("same", None, 0.0, (10,), exact=True),
+    ),
+    flips=3,
+    first_bad="conv2",
+    why="4.8 dB; what it reads still had 33.5 dB",
+    unmatched=2,
+    floor_db=10.0,
+)
+
+
+@pytest.fixture
+def inspected(told: tuple[Results, Verdict, Context]) -> tuple[Results, Verdict, Context]:
+    results, verdict, context = told
+    fine = replace(LAYERS, first_bad=None, why="", rows=LAYERS.rows[:2])
+    context = replace(
+        context,
+        layers={"small": LAYERS, EVIL: fine},
+        agreement=(AgreementRow("small", EVIL, 2000, 1990), AgreementRow("small", "lame", 2000, 1900, LAYERS)),
+        integer_macs_share={"small": 0.9375, EVIL: 1.0},
+        float_layers={"small": (EVIL, "conv9")},
+        failed={"tensorrt-int8": f"the converter was ended by SIGSEGV {EVIL}"},
+        picked="small",
+        picked_why="p50 2 ms, the fastest",
+        plan=(
+            PlanRow("conv1", "float32", 123_456, 12.5, 40, 31.25, 4, 500),
+            PlanRow(EVIL, "int8", 1000, None, 0, 18.75, 9, 500),
+        ),
+        plan_note="1 layer stays in float",
+        goals=(GoalRow("1-prune", "0.5 of the p50", "0.62", False), GoalRow(EVIL, "half", "n/a", None)),
+    )
+    return results, verdict, context
+
+
+def test_layers_agreement_plan_and_goals_are_in_every_form(
+    inspected: tuple[Results, Verdict, Context], tmp_path: Path
+) -> None:
+    write_report(*inspected, tmp_path)
+    page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    html = _read(tmp_path / "report.html")
+    shown, markdown = " ".join(html.text.split()), (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert page["layers"]["small"]["first_bad"] == "conv2"
+    assert [row["name"] for row in page["layers"]["small"]["worst"]] == ["linear", "conv2", f"conv1 {EVIL}"]
+    assert [row["same"] for row in page["agreement"]] == [1990, 1900]
+    assert page["agreement"][0]["layers"] is None
+    for text in (shown, markdown):
+        for told in (
+            *("conv2", "4.8 dB", "33.5 dB", "not finite", "4.8 dB; what it reads"),  # layers
+            *("99.50 %", "95.00 %", "1,900 of 2,000"),  # agreement
+            *("93.8 %", "100.0 %", "conv9"),  # share of MACs
+            *("123,456", "12.5 dB", "31.2 dB", "exact", "18.8 dB", "1 layer stays in float"),  # plan
+            *("0.5 of the p50", "0.62", "NO", "the fastest", "SIGSEGV"),
+        ):
+            assert told in text, told
+    assert "script" not in html.tags
+    assert EVIL in html.text
+    # The two pictures, that of the layers, and one for the pair that parts; ids stay apart.
+    assert html.tags.count("svg") == 4
+    assert len(html.ids) == len(set(html.ids))
+
+
+def test_a_file_slower_than_its_own_float_is_told_loudly(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"lame": {"ms": 5.0}, "quick": {"ms": 1.0}})
+    context = Context(name="slow", created="now", picked=None, picked_why="no file will do")
+    write_report(results, None, context, tmp_path)
+    page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert list(page["slower"]) == ["lame"]
+    assert "1.25 times the latency of student" in page["slower"]["lame"]
+    shown = " ".join(_read(tmp_path / "report.html").text.split())
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for text in (shown, markdown):
+        assert re.search(r"SLOWER THAN FLOAT:\W* lame\b(?!, quick)", text)
+        assert "Nothing to recommend" in text
+    quick = made_up({"quick": {"ms": 1.0}})
+    write_report(quick, None, context, tmp_path / "quick")
+    assert "SLOWER THAN FLOAT" not in (tmp_path / "quick" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_picture_of_layers_marks_the_first_bad_one_and_takes_every_value() -> None:
+    rows: tuple[tuple[str, float | None], ...] = (("a", math.inf), ("b", 12.5), ("c", None), (EVIL, -3.0))
+    drawn = layer_sqnr([Line("one", "openvino", rows, "b"), Line("two", "openvino", rows[1:3])], 10.0)
+    assert drawn is not None
+    ElementTree.fromstring(drawn)
+    assert "b (one)" in drawn
+    assert "(two)" not in drawn
+    assert "var(--series-2)" in drawn
+    assert "<script" not in drawn
+    assert layer_sqnr([]) is None
+    assert layer_sqnr([Line("empty", "litert", ())]) is None
+
+
+def test_layers_of_one_line_alone_take_their_place_in_the_order() -> None:
+    from edgewise.bench.report.layers import _order
+
+    one = Line("one", "litert", tuple((name, 1.0) for name in ("a", "relu", "b", "end")))
+    two = Line("two", "litert", tuple((name, 1.0) for name in ("input", "a", "conv", "b")))
+    order = _order([one, two])
+    for line in (one, two):
+        places = [order.index(name) for name, _ in line.rows]
+        assert places == sorted(places)
+    assert len(order) == len(set(order)) == 6

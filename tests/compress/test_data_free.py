@@ -325,7 +325,7 @@ def test_a_teacher_without_statistics_is_refused_with_the_way_out() -> None:
 
 
 def test_a_quantized_teacher_is_refused() -> None:
-    from edgewise.compress.quantize import insert_quantizers
+    from edgewise.compress.quantization.insert import insert_quantizers
 
     quantized = insert_quantizers(net().eval(), np.random.default_rng(0).normal(size=(4, *SHAPE)).astype(np.float32))
     with pytest.raises(ModelError, match=r"quantized.*\n.*float teacher"):

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgewise.compress.config import Prune
-from edgewise.compress.prune import prune
-from edgewise.compress.quantize import insert_quantizers, quantizer_config
+from edgewise.compress.pruning.prune import prune
+from edgewise.compress.quantization.insert import insert_quantizers, quantizer_config
 from edgewise.compress.saved import (
     ARCHITECTURE,
     WEIGHTS,

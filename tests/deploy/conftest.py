@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ def make(input_shape, classes):
 LITERT_SCRIPT = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, torch
 from edgewise.compress.saved import load_model
 from edgewise.deploy.convert.litert import convert_module
@@ -56,7 +58,7 @@ for precision in ("float32", "float16", "int8"):
                    calibration=np.load(calibration))
 
 # A fake-quantized one, with ranges that no calibration would find: training may well move them.
-from edgewise.compress.quantize import insert_quantizers, quantizers
+from edgewise.compress.quantization.insert import insert_quantizers, quantizers
 images = np.load(calibration)
 model = insert_quantizers(load_model(folder)[0], images)
 with torch.no_grad():
@@ -245,3 +247,64 @@ def _quantize(images: NDArray[np.float32], graph: Path, out: Path, *, signed: bo
         op_types_to_quantize=["Conv", "Gemm"] if signed else None,
         extra_options=options,
     )
+
+
+PLAN = ("conv1", "layer2.0.conv2")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SimpleNamespace]:
+    """Three families as we export them, and one with a mixed plan: ``model``, ``quantized``, the files ``float``,
+    ``unsigned`` and ``signed``, the plan's ``float_layers``, and ``islands``, which stay in float by it."""
+    from torch import nn
+
+    from edgewise.compress.config import Quantize
+    from edgewise.compress.quantization.insert import insert_quantizers
+    from edgewise.deploy.export import export_float, export_qdq
+    from edgewise.models.build import build
+    from edgewise.models.config import CifarResNet, ViT
+
+    samples = np.random.default_rng(0).standard_normal((8, *SHAPE), dtype=np.float32)
+    resnet = CifarResNet(depth=8, width=16)
+    families = {
+        "resnet": (resnet, ()),
+        "mobilenet": (None, ()),
+        "vit": (ViT(patch=4, dim=16, depth=1, heads=2), ()),
+        "mixed": (resnet, PLAN),
+    }
+    found = {}
+    for name, (config, plan) in families.items():
+        torch_seed()
+        folder = tmp_path_factory.mktemp(name)
+        model = (small_mobilenet() if config is None else build(config, SHAPE, CLASSES)).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_var, 0.5, 2)
+                nn.init.normal_(module.bias, std=0.1)
+            elif isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+        quantized = insert_quantizers(model, samples, Quantize(kind="quantize", float_layers=plan))
+        files = {kind: folder / f"{kind}.onnx" for kind in ("float", "unsigned", "signed")}
+        export_float(model, SHAPE, files["float"])
+        for kind in ("unsigned", "signed"):
+            export_qdq(quantized, SHAPE, files[kind], signed=kind == "signed", float_layers=plan)
+        found[name] = SimpleNamespace(model=model, quantized=quantized, float_layers=plan, islands=plan, **files)
+    return found
+
+
+def small_mobilenet() -> object:
+    """Depthwise convolutions, linear bottlenecks with and without a skip: MobileNetV2 in small."""
+    from torch import nn
+
+    from edgewise.models.mobilenet_v2 import InvertedResidual
+
+    stem = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()]
+    blocks = [InvertedResidual(8, 8, 1, 3), InvertedResidual(8, 16, 2, 3)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES))
+
+
+def torch_seed() -> None:
+    """The same weights in every session."""
+    import torch
+
+    torch.manual_seed(0)

@@ -285,7 +285,7 @@ def test_a_float_graph_has_nothing_to_find_but_its_opset():
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     assert ort.check(model) == ov.check(model) == trt.check(model) == []
 
 

@@ -23,7 +23,7 @@ from edgewise.deploy import runtimes
 from edgewise.deploy.convert import ort, ov, run, trt
 from edgewise.deploy.convert import trt_device as device
 from edgewise.deploy.convert.__main__ import main
-from edgewise.deploy.convert.base import PARENT, Job, Source, arithmetic, dump_job, parse_job
+from edgewise.deploy.convert.base import PARENT, Job, Source, dump_job, parse_job
 from edgewise.deploy.parity import sqnr_db
 from edgewise.deploy.runtimes import Options
 from edgewise.errors import ContractError, ModelError, RuntimeMissing
@@ -95,13 +95,6 @@ def test_litert_tells_what_it_left_in_float(converted: Mapping[str, Path], small
     assert (report["integer_ops"], report["float_ops"]) == (2, 2)
     assert len(report["float_layers"]) == 2
     assert not {"conv_1", "linear"} & set(report["float_layers"])
-
-
-def test_reports_name_no_more_than_twenty_layers() -> None:
-    report = arithmetic(10, [f"layer{number}" for number in range(30)])
-    assert report["float_ops"] == 30
-    assert report["integer_share"] == 0.25
-    assert report["float_layers"] == [f"layer{number}" for number in range(20)]
 
 
 @pytest.mark.parametrize("file", ["onnxruntime.float32", "openvino.float32", "openvino.float16", "litert.float16"])
@@ -350,9 +343,9 @@ def test_litert_says_what_is_wrong_with_calibration(small_net: Any, tmp_path: Pa
 def test_stripping_leaves_weights_as_the_quantizers_see_them(small_net: Any) -> None:
     import torch
 
-    from edgewise.compress.quantize import insert_quantizers
+    from edgewise.compress.quantization.insert import insert_quantizers
+    from edgewise.compress.quantization.strip import learned_ranges, strip_quantizers
     from edgewise.compress.saved import load_model
-    from edgewise.compress.strip import learned_ranges, strip_quantizers
 
     plain, _ = load_model(small_net.model_folder)
     quantized = insert_quantizers(plain, small_net.images[:8])
@@ -542,29 +535,3 @@ def test_the_build_script_takes_nothing_but_numbers(batch: str, tmp_path: Path) 
     assert done.returncode == 2
     assert "whole number" in done.stderr
     assert not list(tmp_path.glob("evil*"))
-
-
-def test_layers_are_read_from_a_builder_log() -> None:
-    log = (
-        "Layers:\n"
-        "Name: q, LayerType: kgen, Inputs: [ { Name: input, Dimensions: [1,3], Datatype: Float, Format: x }], "
-        "Outputs: [ { Name: a, Datatype: Int8 }], TacticName: y\n"
-        "Name: conv, LayerType: correlation, Inputs: [ { Name: a, Datatype: Int8 }, { Name: b, Datatype: Half }], "
-        "Constants: [ { Name: w, Datatype: Int8 }], Outputs: [ { Name: c, Datatype: Float }]\n"
-        "something else\n"
-    )
-    assert trt.parse_layers(log) == [("kgen", ("Float",)), ("correlation", ("Int8", "Half"))]
-
-
-def test_tensorrt_rtx_accepts_the_graphs(small_net: Any) -> None:
-    if trt._rtx() is None:
-        pytest.skip("tensorrt_rtx isn't here (optional): pip install tensorrt-rtx")
-    report = trt.conformance(small_net.signed_onnx, (1, *SHAPE))
-    assert report is not None
-    assert report["integer_ops"] >= 3
-    bad = onnx.load(small_net.float_onnx)
-    bad.graph.node[0].op_type = "NoSuchOperator"
-    path = small_net.root / "bad_for_rtx.onnx"
-    onnx.save(bad, path)
-    with pytest.raises(ContractError, match="refuses"):
-        trt.conformance(path, (1, *SHAPE))

@@ -184,7 +184,7 @@ def test_openvino_weights_that_are_missing_or_cut_off(converted: Mapping[str, Pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("options", [Options(threads=0), Options(batch=0), Options(precision="bfloat16")])
+@pytest.mark.parametrize("options", [Options(threads=0), Options(batch=0), Options(precision="float8")])
 def test_impossible_options_are_refused(name: str, options: Options, converted: Mapping[str, Path]) -> None:
     with pytest.raises(MeasureError, match="expected"):
         runtimes.get(name).open(str(converted[f"{name}.float32"]), options)

@@ -48,9 +48,9 @@ budget: {max_accuracy_drop_pp: 100}
 """
 STAGES = [
     *("samples", "student", "teacher", "1-prune", "2-distill", "3-quantize"),
-    *("export-teacher", "export-student", "export-quantized"),
+    *("export-teacher", "export-student", "export-quantized", "export-half", "export-signed"),
     *(f"{runtime}-{form}" for runtime in RUNTIMES for form in ("float32-teacher", "float32", "int8")),
-    *("tensorrt-float16", "tensorrt-int8", "measure"),
+    *("tensorrt-float16", "tensorrt-int8", "measure", "layers"),
 ]
 QUICK = ("samples", "student")
 TRAINED = {"teacher", "2-distill", "3-quantize"}
@@ -121,7 +121,9 @@ def test_another_setting_redoes_only_what_hangs_on_it(copied: Path) -> None:
     (copied.parent / "changed.yaml").write_text(changed)
     stages = summary(edgewise("run", "changed.yaml", "--out", copied, "--json", cwd=copied.parent))
     redone = {name for name, stage in stages.items() if not stage["reused"]}
-    assert redone == {"3-quantize", "export-quantized", "tensorrt-int8", "measure"} | {f"{r}-int8" for r in RUNTIMES}
+    assert redone == {"3-quantize", "export-quantized", "export-signed", "tensorrt-int8", "measure", "layers"} | {
+        f"{r}-int8" for r in RUNTIMES
+    }
 
 
 def test_what_can_not_change_the_result_redoes_nothing(copied: Path) -> None:
@@ -211,6 +213,9 @@ def test_report_and_gate_work_from_the_folder_alone(copied: Path) -> None:
         name for name in STAGES if "-float32" in name or "int8" in name
     } - {"tensorrt-int8"}
     assert (copied / "report.html").read_text().startswith("<!doctype html>")
+    assert set(page["layers"]) == {name for name in STAGES if "int8" in name or "float16" in name}
+    assert all(len(found["rows"]) > 10 and not found["note"] for found in page["layers"].values())
+    assert len(page["agreement"]) == 3  # of three files
     codes = {}
     for name, budget in {"pass": "max_size_bytes: 100000000", "fail": "max_size_bytes: 1"}.items():
         (copied.parent / f"{name}.yaml").write_text(budget)
@@ -283,7 +288,7 @@ def test_a_tensorrt_only_recipe_ends_with_bundles_and_a_report(workplace: Path, 
     (workplace / "jetson.yaml").write_text(alone)
     shutil.copytree(finished, workplace / "jetson")
     stages = summary(edgewise("run", "jetson.yaml", "--out", "jetson", "--json", cwd=workplace))
-    assert [name for name, stage in stages.items() if not stage["reused"]] == ["measure"]
+    assert [name for name, stage in stages.items() if not stage["reused"]] == ["measure", "layers"]
     page = json.loads((workplace / "jetson" / "report.json").read_text())
     assert {bundle["name"]: bundle["built"] for bundle in page["bundles"]} == {
         "tensorrt-float16": False,

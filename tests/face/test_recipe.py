@@ -118,7 +118,7 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         (
             "kind: cifar_resnet",
             "kind: cifar-resnt",
-            "teacher.model.kind (line 7): expected one of cifar_resnet, factory, mobilenet_v2, vit, got 'cifar-resnt': "
+            "teacher.model.kind (line 7): expected one of cifar_resnet, factory, mobilenet_v2, onnx, vit, got 'cifar-resnt': "
             "did you mean 'cifar_resnet'?",
         ),
         (
@@ -137,7 +137,7 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         (
             "macs_ratio: 0.5",
             "macs_ratio: 0.5\n    criterion: L2",
-            "stages[0].criterion (line 15): expected one of l1, l2, random, got 'L2': did you mean 'l2'?",
+            "stages[0].criterion (line 15): expected one of l1, l2, bn_scale, taylor, hessian, random, got 'L2': did you mean 'l2'?",
         ),
         ("depth: 20", "depth: 21", "teacher.model.depth (line 8): expected one of 8, 14, 20, 32, 44, 56, 110, got 21"),
         # types
@@ -162,7 +162,8 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         ("seed: 3", "deploy: {targets: []}", "deploy.targets (line 2): expected a list with one or more of: a mapping of "
          "runtime, precisions, got an empty list"),
         # missing
-        ("    macs_ratio: 0.5\n", "", "stages[0].macs_ratio (line 13): expected a number > 0 and < 1, got nothing"),
+        ("    macs_ratio: 0.5\n", "",
+         "stages[0] (line 13): give exactly one goal of macs_ratio, params_ratio and latency; got none"),
         ("name: small\n", "", "name: expected a name of letters, digits, '.', '_' and '-', got nothing"),
         # what only the whole recipe shows
         (

@@ -239,6 +239,14 @@ AT_ONCE: dict[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
         lambda recipe: recipe.replace("width: 6}]", "width: 6}], losses: [{kind: at, layers: [linear.weight]}]"),
         ("stages[4] (mutual)", "linear.weight"),
     ),
+    "a block to drop that is not there": (
+        lambda recipe: recipe.replace("stages:", "stages:\n  - {kind: drop_blocks, names: [layer1.3]}"),
+        ("stages[0] (drop_blocks)", "layer1.3", "near: layer1.0"),
+    ),
+    "more blocks to drop than there are": (
+        lambda recipe: recipe.replace("stages:", "stages:\n  - {kind: drop_blocks, count: 2}"),
+        ("stages[0] (drop_blocks)", "count 2 is out of reach", "layer1.0"),
+    ),
     "early stopping without a split for it": (
         lambda recipe: recipe.replace("task: {kind: digits}", "task: {kind: npz, path: images.npz}").replace(
             "cache: always", "label_only_epochs: 0"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.compress.config import (
     Assistant,
     BornAgain,
+    DropBlocks,
     EmaTeacher,
     Inherit,
     Lessons,
@@ -26,6 +27,7 @@ from edgewise.models.tasks.base import Task
 from edgewise.models.tasks.config import TaskFactory
 from edgewise.recipe import Recipe, check_mixing
 from edgewise.recipe_yaml import dotted, named
+from edgewise.stages.mixed import FEWEST
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +56,15 @@ def _check_data(recipe: Recipe, task: Task) -> None:
         ensemble = getattr(stage, "ensemble", None)
         for number, source in enumerate(ensemble.teachers if ensemble else ()):
             runs[f"stages[{place}].ensemble.teachers[{number}].train"] = source.train
+        if isinstance(stage, Quantize) and stage.mixed is not None:
+            left = len(task.splits["train"].ids) - stage.calibration_samples
+            if left < FEWEST:
+                raise RecipeError(
+                    f"the plan is judged on training samples that calibration leaves, and of "
+                    f"{len(task.splits['train'].ids)} it leaves {max(left, 0)}; {FEWEST} are needed",
+                    where=f"stages[{place}].mixed",
+                    hint="lower calibration_samples, or name float_layers by hand",
+                )
     for where, run in runs.items():
         if run is not None and run.early_stop is not None and "val" not in task.splits:
             own = isinstance(recipe.task, TaskFactory)
@@ -71,7 +82,11 @@ def _check_data(recipe: Recipe, task: Task) -> None:
 
 def _check_layers(recipe: Recipe, task: Task) -> None:
     """Walk through the stages as the plan does. Pruning changes no layer's name, so it is left out, but what is
-    inherited hangs on sizes; the layers of a quantized net are not known without quantizing."""
+    inherited hangs on sizes; the layers of a quantized net are not known without quantizing. Which blocks are dropped
+    hangs on weights, unless the recipe names them; whether so many can be, does not."""
+    from edgewise.compress.pruning.blocks import drop_blocks
+    from edgewise.compress.pruning.order import limits, named
+    from edgewise.compress.quantization.float_layers import resolve_float_layers
     from edgewise.compress.signals import Signals
     from edgewise.compress.strategies.exits import exit_layers
     from edgewise.compress.strategies.inherit import inherit as take_over
@@ -85,21 +100,32 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
     teacher = built(recipe.teacher.model)
     model = built((recipe.student or recipe.teacher).model)
     for place, stage in enumerate(recipe.stages):
-        losses: tuple[Any, ...] = stage.losses if isinstance(stage, Lessons) else ()
+        trains = not isinstance(stage, Prune) or stage.fit is not None
+        losses: tuple[Any, ...] = stage.losses if isinstance(stage, Lessons) and trains else ()
         try:
             for loss in losses:
                 if isinstance(loss, Custom):
                     factory.resolve(loss.loss, error=RecipeError)
             if isinstance(stage, Inherit) and not any(isinstance(before, Prune) for before in recipe.stages[:place]):
                 take_over(model, teacher, stage)
+            if isinstance(stage, Prune):
+                named(model, stage.ignore, "ignore")
+                limits(model, stage, 1, {})
+            if isinstance(stage, DropBlocks):
+                pruned = any(isinstance(before, Prune) for before in recipe.stages[:place])
+                loser = model if stage.names else copy.deepcopy(model)
+                drop_blocks(loser, _known_goal(stage, pruned), task.input_shape, seed=0)
+            if isinstance(stage, Quantize):
+                resolve_float_layers(model, stage.float_layers, task.input_shape)
             if isinstance(stage, SelfDistill):
                 exit_layers(model, stage.layers, task.input_shape)
             learns = built(stage.model) if isinstance(stage, Assistant) else model
+            own = isinstance(stage, Quantize) and stage.teacher == "self"
             # Its own teacher is a copy: features of one net can't be both sides of a loss.
             pairs = [(learns, copy.deepcopy(model) if isinstance(stage, BornAgain | EmaTeacher) else teacher)]
             if isinstance(stage, Mutual):
                 pairs = list(permutations([model, *map(built, stage.peers)], 2))
-            for ours, theirs in pairs if losses and not isinstance(stage, Quantize) else ():
+            for ours, theirs in pairs if losses and not own else ():
                 for loss in losses if isinstance(stage, Offline) else ():
                     loss.edit(ours, theirs, task.input_shape)
                 signals = Signals(losses, ours, theirs, input_shape=task.input_shape, samples=samples)
@@ -108,6 +134,15 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
         except EdgewiseError as error:
             where = f"stages[{place}] ({stage.kind})" + (f", {error.where}" if error.where else "")
             raise type(error)(error.message, where=where, hint=error.hint) from error
+
+
+def _known_goal(stage: DropBlocks, pruned: bool) -> DropBlocks:
+    """What needs no trained weights to be tried: which part of the MACs the blocks hold is another after pruning."""
+    if stage.names is not None:
+        return stage
+    if stage.macs_ratio is not None and not pruned:
+        return DropBlocks(kind="drop_blocks", macs_ratio=stage.macs_ratio, criterion="last")
+    return DropBlocks(kind="drop_blocks", count=stage.count or 1, criterion="last")
 
 
 def _call_once(signals: Signals, student: nn.Module, teacher: nn.Module, task: Task, stage: Any) -> None:

@@ -41,30 +41,33 @@ def samples(work: Work) -> dict[str, Any]:
 
 
 def export(work: Work) -> dict[str, Any]:
-    """The ONNX graphs of one model: float32 (and float16), or the Q/DQ flavours of a quantized one."""
+    """One ONNX graph of one model: float32, float16, or one Q/DQ flavour of a quantized one."""
     import onnx
 
+    from edgewise.compress.saved import planned_floats
     from edgewise.deploy.contracts import trt
     from edgewise.deploy.export import export_float, export_qdq
 
-    shape, half = work.task().input_shape, work.config["half"]
-    model, _ = loaded(work)
-    if work.config["form"] != "quantized":
-        export_float(model, shape, work.payload / "float.onnx")
-        if half:
-            export_float(model, shape, work.payload / "half.onnx", half=True)
-        return {}
-    export_qdq(model, shape, work.payload / "unsigned.onnx", signed=False)
-    if half:
+    shape, form = work.task().input_shape, work.config["form"]
+    model, description = loaded(work)
+    floats = planned_floats(description)
+    if form == "quantized":
+        export_qdq(model, shape, work.payload / "unsigned.onnx", signed=False, float_layers=floats)
+    elif form == "signed":
         signed = work.payload / "signed.half.onnx"
-        export_qdq(model, shape, signed, signed=True, half=True)
-        findings = [asdict(finding) for finding in trt.check(onnx.load(signed))]
+        export_qdq(model, shape, signed, signed=True, half=True, float_layers=floats)
+        findings = [asdict(finding) for finding in trt.check(onnx.load(signed), floats)]
         (work.payload / "contract.json").write_text(json.dumps({"runtime": "tensorrt", "findings": findings}))
+    elif form == "half":
+        export_float(model, shape, work.payload / "half.onnx", half=True)
+    else:
+        export_float(model, shape, work.payload / "float.onnx")
     return {}
 
 
 def _source(work: Work) -> Source:
     """Where a converter finds the model in each form; absent forms are None."""
+    from edgewise.compress.saved import planned_floats, read_description
     from edgewise.deploy.convert.base import Source
 
     def exported(form: str, name: str) -> Path | None:
@@ -74,10 +77,11 @@ def _source(work: Work) -> Source:
     floating = "teacher" if "teacher" in work.parents else "student"
     return Source(
         float_onnx=exported(floating, "float.onnx"),
-        half_onnx=exported(floating, "half.onnx"),
+        half_onnx=exported("half", "half.onnx"),
         unsigned_onnx=exported("quantized", "unsigned.onnx"),
-        half_signed_onnx=exported("quantized", "signed.half.onnx"),
-        contract=exported("quantized", "contract.json"),
+        half_signed_onnx=exported("signed", "signed.half.onnx"),
+        contract=exported("signed", "contract.json"),
+        float_layers=planned_floats(read_description(work.parents["model"].folder)),
         model_folder=work.parents["model"].folder,
         calibration=work.parents["samples"].file("calibration.npy"),
         input_shape=work.task().input_shape,
@@ -95,18 +99,65 @@ def convert(work: Work) -> dict[str, Any]:
         precision=work.config["precision"],
         source=_source(work),
         out=work.payload / "model",
+        timeout_s=work.recipe.deploy.timeout_s,
     )
     work.tick(0, 1, "convert")
     main = convert_in_process(job)
     work.tick(1, 1, "convert")
-    made = {"main": main.relative_to(work.payload).as_posix()}
-    report = job.out.with_name(job.out.name + ".report.json")
-    if work.config["precision"] == "int8" and report.exists():
-        told = json.loads(report.read_text())
-        whole = told["integer_ops"] + told["float_ops"]
-        left = f"; float: {', '.join(told['float_layers'])}" if told.get("float_layers") else ""
-        made["integer"] = f"{told['integer_ops']} of {whole}{left}"
+    made: dict[str, Any] = {"main": main.relative_to(work.payload).as_posix()}
+    if work.config["precision"] in ("int8", "int8_dynamic"):
+        made |= _executed(main, job.out.with_name(job.out.name + ".report.json"))
     return made
+
+
+def _executed(main: Path, report: Path) -> dict[str, Any]:
+    """What the conversion read back of the graph that the runtime executes, in words and as the share of
+    multiply-accumulates in integers; for TensorRT, what TensorRT-RTX says, where it is installed."""
+    told = json.loads(report.read_text()) if report.exists() else None
+    if told is None and main.suffix == ".json":
+        told = json.loads(main.read_text()).get("conformance")
+    if not told or "integer_macs_share" not in told:
+        return {}
+    whole = told["integer_ops"] + told["float_ops"]
+    left = f"; float: {', '.join(told['float_layers'])}" if told["float_layers"] else ""
+    return {
+        "integer": f"{told['integer_ops']} of {whole}{left}",
+        "integer_macs_share": told["integer_macs_share"],
+        "macs": told["macs"],
+        "float_layers": told["float_layers"],
+    }
+
+
+def triton(work: Work) -> dict[str, Any]:
+    """A model repository for Triton Inference Server."""
+    from edgewise.deploy.triton import Served, write_repository
+
+    config, task, asked = work.config, work.task(), work.recipe.deploy.triton
+    assert asked is not None  # the plan has this step where the recipe asks for it
+    served = [
+        Served(
+            name=f"{config['recipe']}-{file['name']}",
+            runtime=file["runtime"],
+            file=work.parents[file["name"]].file(work.parents[file["name"]].metrics["main"]),
+        )
+        for file in config["files"]
+    ]
+    told = write_repository(
+        served,
+        asked,
+        work.payload,
+        input_shape=task.input_shape,
+        classes=task.classes,
+    )
+    told += [f"{name}: left out, Triton has no backend of its own for LiteRT" for name in config["left"]]
+    told += [
+        f"{served_name}: Triton computes it in OpenVINO's default precision, not in bfloat16 by this configuration"
+        for served_name in (file["name"] for file in config["files"])
+        if served_name.endswith("-bfloat16")
+    ]
+    for line in told:
+        work.note(f"{work.name}: {line}")
+    return {"told": told}
 
 
 def measure(work: Work) -> dict[str, Any]:
@@ -132,7 +183,7 @@ def measure(work: Work) -> dict[str, Any]:
     for entry in entries:
         torch_answers = np.load(work.parents[entry["against"]].file("answers.npy"))[index]
         rows = [_parity(f"torch, {entry['against']}", torch_answers, results.outputs(entry["name"]))]
-        if entry["precision"] != "float32":
+        if entry["precision"] != "float32" and entry["parent"] is not None:
             rows.append(_parity(entry["parent"], results.outputs(entry["parent"]), results.outputs(entry["name"])))
         parity[entry["name"]] = rows
     (work.payload / "parity.json").write_text(json.dumps(parity, indent=1, sort_keys=True))

@@ -14,7 +14,7 @@ from edgewise.compress.config import Prune
 from edgewise.compress.losses.base import Batch, Outputs, Pair
 from edgewise.compress.losses.simkd import SimKD, simkd_loss
 from edgewise.compress.macs import count
-from edgewise.compress.prune import prune
+from edgewise.compress.pruning.prune import prune
 from edgewise.compress.saved import ChannelPlan, Description, describe, load_model, save_model
 from edgewise.compress.simkd import ReusedClassifier, restore_classifier, reuse_classifier
 from edgewise.compress.taps import tapped

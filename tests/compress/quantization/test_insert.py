@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from edgewise.compress.fake_quantize import Asymmetric, Symmetric
-from edgewise.compress.quantize import (
+from edgewise.compress.quantization.fake_quantize import Asymmetric, Symmetric
+from edgewise.compress.quantization.insert import (
     insert_quantizers,
     is_transformer,
     quantizer_config,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgewise.compress.config import Prune
 from edgewise.compress.macs import count
-from edgewise.compress.prune import Pruned, prune
+from edgewise.compress.pruning.prune import Pruned, prune
 from edgewise.errors import ModelError
 from edgewise.models.build import build
 from edgewise.models.config import CifarResNet, MobileNetV2, ViT
@@ -145,6 +145,15 @@ def test_lands_at_or_just_below_the_ratio(config: Any, shape: Any, ratio: float,
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
 
 
+def test_the_layout_in_memory_makes_no_difference() -> None:
+    """Training leaves convolutions in channels_last."""
+    model = _randomize(build(CifarResNet(depth=8), SMALL, 10))
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    one, two = _prune(model, 0.7), _prune(other, 0.7)
+    assert one == two
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_depthwise_convolutions_follow() -> None:
     model = build(MobileNetV2(stem="cifar", width_multiplier=0.35), SMALL, 10)
     pruned = _prune(model, 0.5)
@@ -163,12 +172,15 @@ def test_the_classifier_and_padded_shortcuts_are_left_with_a_reason() -> None:
     assert all(name.endswith("conv1") for name in changed)
 
 
-def test_only_hidden_units_of_a_transformer_leave() -> None:
+def test_hidden_units_and_heads_of_a_transformer_leave() -> None:
     model = build(ViT(dim=32, depth=2, heads=2), SMALL, 10)
-    pruned = _prune(model, 0.85)
-    assert {name.rsplit(".", 1)[1] for name in pruned.plan} == {"fc1", "fc2"}
+    pruned = _prune(model, 0.7, scope="uniform")
+    assert {name.split(".", 2)[2] for name in pruned.plan} == {"attn", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
+    assert 1 in {block.attn.num_heads for block in model.blocks}
     assert "'pos_embed'" in pruned.skipped["blocks.0.attn.proj"]
-    assert "blocks.0.attn.qkv" in pruned.skipped
+    ignoring = _prune(build(ViT(dim=32, depth=2, heads=2), SMALL, 10), 0.85, ignore=("*.attn",))
+    assert {name.rsplit(".", 1)[1] for name in ignoring.plan} == {"fc1", "fc2"}
+    assert ignoring.skipped["blocks.0.attn.qkv"] == "the recipe says to ignore it"
 
 
 def test_the_residual_stream_before_a_layer_norm_is_left() -> None:

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgewise.compress.quantize import HOOKS
-from edgewise.errors import ModelError
+from edgewise.compress.quantization.places import HOOKS, all_quantizers, bake_weights, given, owners
 
 WRAPPED = ("forward", "_replicate_for_data_parallel")  # what NNCF 3.4 puts on the instance
 
@@ -48,28 +47,16 @@ def strip_quantizers(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Modul
     is.
 
     Args:
-        model: with NNCF's hooks, as ``edgewise.compress.quantize`` makes it.
+        model: with NNCF's hooks, as ``edgewise.compress.quantization.insert`` makes it.
         input_shape: (C, H, W).
 
     Returns:
         The model in eval mode, a plain float module.
-
-    Raises:
-        ModelError: a quantizer gets a weight that was reshaped or computed on the way, so it can't be written back.
     """
     model.eval()
     if not hasattr(model, HOOKS):
         return model
-    given = _given(model, torch.zeros(1, *input_shape))
-    baked: dict[str, torch.Tensor] = {}
-    for quantizer, name in _owners(model, given).items():
-        parameter = model.get_parameter(name)
-        if given[quantizer].shape != parameter.shape or given[quantizer].stride() != parameter.stride():
-            raise ModelError("its quantizer gets it reshaped: it can't be written back", where=name)
-        with torch.no_grad():
-            baked[name] = quantizer(parameter)
-    for name, value in baked.items():
-        model.get_parameter(name).data.copy_(value)
+    bake_weights(model, input_shape)
     delattr(model, HOOKS)
     for attribute in WRAPPED:  # NNCF's forward lives on the instance and hides the class's own
         model.__dict__.pop(attribute, None)
@@ -87,12 +74,12 @@ def learned_ranges(model: nn.Module, sample: NDArray[np.float32]) -> list[Learne
     if not hasattr(model, HOOKS):
         return []
     inputs = torch.from_numpy(np.ascontiguousarray(sample))
-    weights = _owners(model, _given(model, inputs))
-    for quantizer in _quantizers(model):
+    weights = owners(model, given(model, inputs))
+    for quantizer in all_quantizers(model):
         if quantizer not in weights:
             quantizer.get_buffer("enabled")[0] = 0
     learned = []
-    for quantizer, tensor in _given(model, inputs).items():
+    for quantizer, tensor in given(model, inputs).items():
         is_weight = quantizer in weights
         with torch.no_grad():
             low, high = cast(Any, quantizer).get_input_low_input_high()
@@ -107,36 +94,6 @@ def learned_ranges(model: nn.Module, sample: NDArray[np.float32]) -> list[Learne
             )
         )
     return learned
-
-
-def _quantizers(model: nn.Module) -> list[nn.Module]:
-    return [module for _, module in getattr(model, HOOKS).named_hooks(remove_duplicate=True)]
-
-
-def _given(model: nn.Module, inputs: torch.Tensor) -> dict[nn.Module, torch.Tensor]:
-    """The tensor that each quantizer is called with, last."""
-    given: dict[nn.Module, torch.Tensor] = {}
-
-    def remember(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        given[module] = args[0]
-
-    handles = [module.register_forward_pre_hook(remember) for module in _quantizers(model)]
-    first = next(model.parameters())
-    try:
-        with torch.no_grad():
-            model(inputs.to(dtype=first.dtype, device=first.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return given
-
-
-def _owners(model: nn.Module, given: dict[nn.Module, torch.Tensor]) -> dict[nn.Module, str]:
-    """The name of the parameter that each quantizer is given, of those that are given one: they share its memory."""
-    own = {id(parameter) for parameter in getattr(model, HOOKS).parameters()}
-    names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters() if id(p) not in own}
-    found = {quantizer: names.get(tensor.untyped_storage().data_ptr()) for quantizer, tensor in given.items()}
-    return {quantizer: name for quantizer, name in found.items() if name is not None}
 
 
 def _bound(value: torch.Tensor) -> NDArray[np.float64]:
