@@ -375,7 +375,7 @@ def test_scores_that_are_no_numbers(samples: Samples) -> None:
     [
         ({}, "exactly one of count, macs_ratio and names"),
         ({"count": 1, "macs_ratio": 0.5}, "exactly one"),
-        ({"names": ["a"], "criterion": "loss"}, "criterion: it is not read"),
+        ({"names": ["a"], "criterion": "influence"}, "criterion: it is not read"),
         ({"count": 1, "criterion": "last", "samples": 3}, "samples: it is not read"),
         ({"count": 1, "criterion": "random", "rescore": False}, "rescore: it is not read"),
     ],
