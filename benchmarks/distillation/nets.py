@@ -190,7 +190,9 @@ def _pruned(place: Place, net: Net, of: Task) -> tuple[nn.Module, Description, d
     assert net.parent is not None
     model, description = load_model(place.net(net.parent))
     config = Prune.model_validate({"kind": "prune", **net.prune})
-    pruned = prune(model, config, of.input_shape, round_to=config.round_to or 8, seed=net.seed)
+    pruned = prune(
+        model, config, of.input_shape, round_to=config.round_to or 8, seed=net.seed, samples=of.splits["train"]
+    )
     smaller = description.model_copy(update={"edits": (*description.edits, ChannelPlan(plan=pruned.plan))})
     costs = {"macs_before": pruned.macs_before, "macs": pruned.macs_after, "params": pruned.params_after}
     return model, smaller, costs
