@@ -66,6 +66,29 @@ def rate(per_second: float) -> str:
     return f"{plain(per_second)} /s"
 
 
+def share(part: float) -> str:
+    """95 %, of a share in 0..1 that is a round number."""
+    return f"{100 * part:g} %"
+
+
+def energy(joules: float) -> str:
+    """4.31 mJ, 1.20 J."""
+    for unit, scale in (("J", 1.0), ("mJ", 1e-3)):
+        if not _below(1, joules / scale):
+            return f"{plain(joules / scale)} {unit}"
+    return f"{plain(joules * 1e6)} µJ"
+
+
+def watts(power: float) -> str:
+    """4.86 W."""
+    return f"{plain(power)} W"
+
+
+def seconds(time: float) -> str:
+    """60.0 s."""
+    return duration(1000 * time)
+
+
 def decibel(db: float | None, exact: bool = False) -> str:
     """41.2 dB; ``exact`` where there is no difference at all."""
     if exact:
@@ -99,6 +122,11 @@ UNITS: Mapping[str, Callable[[float], str]] = {
     "ms": duration,
     "bytes": size,
     "per s": rate,
+    "share": share,
+    "J": energy,
+    "W": watts,
+    "s": seconds,
+    "count": count,
 }
 
 
@@ -118,6 +146,25 @@ def span(interval: Mapping[str, Any] | None, unit: str) -> str:
     return f"{low} to {high}"
 
 
+def versus(interval: Mapping[str, Any]) -> str:
+    """A ratio of speeds in words that its interval bears out: 1.83× faster (1.81 to 1.84×), or no difference shown."""
+    if interval["low"] <= 1 <= interval["high"]:
+        return f"no difference shown ({ratio(interval['low'])} to {ratio(interval['high'])})"
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    ends = {"low": low, "high": high} if low > 1 else {"low": 1 / high, "high": 1 / low}
+    return f"{faster(value)} ({span(ends, 'x')})"
+
+
+def least(needed: int) -> str:
+    """Why a percentile is not told: n/a (needs >= 662)."""
+    return f"{NONE} (needs >= {needed:,})"
+
+
+def gap(value: float | None, unit: str = "") -> str:
+    """A difference in no unit of its own, to three digits."""
+    return NONE if value is None else f"{value:.3g}{unit}".replace("-", MINUS)
+
+
 def too_few(have: int, needed: int) -> str:
     """Why a percentile is not told."""
     return f"needs >= {needed:,} runs, has {have:,}"
@@ -125,12 +172,17 @@ def too_few(have: int, needed: int) -> str:
 
 def limit_words(check: str, limit: float, unit: str) -> str:
     """The limit of a check with its direction: at least 3×, at most 1.00 pp."""
-    return f"{'at least' if check.startswith('min_') else 'at most'} {quantity(limit, unit)}"
+    key = check.rpartition(".")[2]
+    return f"{'at least' if key.startswith('min_') else 'at most'} {quantity(limit, unit)}"
 
 
 def check_words(check: str) -> str:
-    """The name of a budget's key as words."""
-    return CHECK_WORDS.get(check, check)
+    """The name of a budget's key as words: accuracy drop, throughput under server, latency against the release."""
+    place, _, key = check.rpartition(".")
+    words = CHECK_WORDS.get(key, key)
+    if place == "release":
+        return f"{words} against the release"
+    return f"{words} under {place}" if place else words
 
 
 CHECK_WORDS = {
@@ -145,6 +197,13 @@ CHECK_WORDS = {
     "max_load_ms": "load time",
     "min_qps": "throughput",
     "max_flip_rate": "flip rate",
+    "max_p90_ms": "p90 latency",
+    "max_joules_per_inference": "energy",
+    "max_latency_ratio": "latency",
+    "max_load_ratio": "load time",
+    "max_memory_ratio": "peak memory",
+    "max_size_ratio": "size",
+    "max_energy_ratio": "energy",
 }
 
 
@@ -173,10 +232,16 @@ OUTCOMES = {
 FLAG_WORDS = {
     "contended": "other work kept the CPU busy: times are too long, so speed-ups are told on CPU time (one thread) or "
     "not at all (more threads)",
+    "throttled": "the device throttled, or ran under 75 % of its clock in over 10 % of the samples",
+    "frequency": "the clock moved by over 10 % while measuring",
     "drift": "times moved in one direction while measuring",
+    "swap": "the system swapped while measuring",
+    "battery": "on battery, or with less than 20 % of charge: many devices save power then",
     "unstable": "the p50 is known to no better than 5 %",
+    "precision_not_reached": "the p50's interval is wider than was asked for",
     "warmup_not_converged": "times had not settled when measuring began",
     "single_launch": "one process only: the interval leaves out the difference between processes",
+    "setting_not_honoured": "the runtime ran with other settings than asked: these are not the times of what was asked",
 }
 
 

@@ -13,6 +13,8 @@ from edgewise.bench.record import Measurement, Results
 
 Clock = Literal["wall", "cpu"]
 
+BUSY = 1.3  # wall time / CPU time of one thread; a quiet machine is near 1
+
 
 def samples_of(measurement: Measurement) -> list[list[NDArray[np.float64]]]:
     """Latencies in ns, by launch and block round, as ``edgewise.bench.stats`` wants them."""
@@ -37,6 +39,24 @@ def cpu_times_of(measurement: Measurement) -> list[list[NDArray[np.float64]]]:
     ]
 
 
+def p50_half_width(measurement: Measurement) -> float | None:
+    """Half the width of the p50's 95 % interval, of the p50; None with too few samples for one."""
+    samples = samples_of(measurement)
+    (p50,) = stats.bootstrap_percentiles(samples, [0.5]) if samples else (None,)
+    return None if p50 is None else (p50.high - p50.low) / 2 / p50.value
+
+
+def busy(measurement: Measurement) -> bool:
+    """Whether a thread's wall time was over 1.3 times its CPU time in most blocks: other work had the CPU."""
+    shares = [
+        block.wall_ns / block.process_cpu_ns
+        for launch in measurement.launches
+        for block in launch.blocks
+        if block.process_cpu_ns > 0
+    ]
+    return bool(shares) and float(np.median(shares)) > BUSY
+
+
 def clock_of(results: Results, *names: str | None) -> Clock | None:
     """What times of these files may be compared on: the wall clock, on a quiet machine.
 
@@ -52,17 +72,22 @@ def clock_of(results: Results, *names: str | None) -> Clock | None:
 def speedup(
     results: Results, reference: str | None, name: str, *, clock: Clock | None = "wall", confidence: float = 0.95
 ) -> stats.Interval | None:
-    """Time of ``reference`` / time of ``name`` from paired blocks; None where either has none, or without a clock.
+    """Time of ``reference`` / time of ``name`` from paired blocks; None where either has none, or without a clock."""
+    one = results.measurements.get(reference) if reference else None
+    other = results.measurements.get(name)
+    if clock is None or one is None or other is None:
+        return None
+    return time_ratio(one, other, clock=clock, confidence=confidence)
+
+
+def time_ratio(
+    one: Measurement, other: Measurement, *, clock: Clock = "wall", confidence: float = 0.95
+) -> stats.Interval | None:
+    """Time of ``one`` / time of ``other`` from paired blocks; None where nothing pairs.
 
     On the wall clock of blocks' medians, on CPU time of their means.
     """
-    times = {"wall": samples_of, "cpu": cpu_times_of}.get(clock or "")
-    if times is None:
-        return None
-    one = results.measurements.get(reference) if reference else None
-    other = results.measurements.get(name)
-    if one is None or other is None:
-        return None
+    times = {"wall": samples_of, "cpu": cpu_times_of}[clock]
     # A launch in which one of them failed pairs with nothing.
     both = sorted({launch.index for launch in one.launches} & {launch.index for launch in other.launches})
     mine, theirs = (

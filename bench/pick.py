@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgewise.bench import format as say
 from edgewise.bench.gate import Verdict
-from edgewise.bench.numbers import clock_of, cpu_times_of, samples_of, speedup
+from edgewise.bench.numbers import Clock, clock_of, cpu_times_of, samples_of, speedup
 from edgewise.bench.record import FileUnderTest, Results
 from edgewise.bench.stats import Interval
+
+NAMED = 3  # checks of a file that stand in its way; slices may be many
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,28 @@ def pick(results: Results, verdict: Verdict | None) -> Pick:
         return Pick(None, "no file to ship was measured here")
     left = [file for file in candidates if file.name in ratios and file.name not in behind]
     judged = {check.file for check in verdict.checks} if verdict else set()
-    failed = {check.file for check in verdict.checks if check.status != "PASS"} if verdict else set()
+    failed = {check.file for check in verdict.checks if not check.held} if verdict else set()
     held = [file for file in left if file.name not in failed and (not judged or file.name in judged)]
     if not held:
-        counts = {
-            "not faster than float": len(behind),
-            "not usable": len(unusable),
-            "not shown to keep the budget": len(left),
-        }
-        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        return Pick(None, f"{len(candidates)} measured: {told}", slower, unusable)
+        reasons = {file.name: _not_held(verdict, file.name) for file in left}
+        reasons |= {name: _how_much(results, name, ratio) for name, ratio in behind.items()}
+        reasons |= {name: why.splitlines()[0] for name, why in unusable.items()}
+        told = "; ".join(f"{file.name}: {reasons[file.name]}" for file in candidates)
+        return Pick(None, f"none of {len(candidates)}: {told}", slower, unusable)
     timed = {file.name: _p50_ms(results, file) for file in held}
     name = min(timed, key=lambda one: (timed[one], one))
     rule = "within the budget and not slower than float" if verdict else "not slower than float"
     which = "the only one" if len(timed) == 1 else f"the fastest of {len(timed)}"
-    return Pick(name, f"p50 {timed[name]:.3g} ms, {which} {rule}, of {len(candidates)} in all", slower, unusable)
+    p50 = f"p50 {say.duration(timed[name])}{' of CPU time' if _clock(results) == 'cpu' else ''}"
+    return Pick(name, f"{p50}, {which} {rule}, of {len(candidates)} in all", slower, unusable)
+
+
+def _not_held(verdict: Verdict | None, name: str) -> str:
+    """Which checks of a file stand in its way."""
+    stopped = [check for check in (verdict.checks if verdict else ()) if check.file == name and not check.held]
+    told = [f"{check.check}{f' of {check.slice}' if check.slice else ''} {check.status}" for check in stopped]
+    rest = [f"{len(told) - NAMED} more"] if len(told) > NAMED else []
+    return ", ".join([*told[:NAMED], *rest]) or "the budget doesn't judge it"
 
 
 def _speedup(results: Results, file: FileUnderTest) -> Interval | None:
@@ -83,11 +93,15 @@ def _unusable(results: Results, file: FileUnderTest) -> str:
     return ""
 
 
+def _clock(results: Results) -> Clock | None:
+    """One clock for all: a file's CPU time can't be held against another's wall time."""
+    return clock_of(results, *(one.name for one in results.files))
+
+
 def _p50_ms(results: Results, file: FileUnderTest) -> float:
     """The median latency; of CPU time where the machine was busy and one thread computes."""
     measurement = results.measurements[file.name]
-    clock = clock_of(results, *(one.name for one in results.files))
-    blocks = (samples_of if clock != "cpu" else cpu_times_of)(measurement)
+    blocks = (samples_of if _clock(results) != "cpu" else cpu_times_of)(measurement)
     return float(np.median(np.concatenate([block for launch in blocks for block in launch]))) / 1e6
 
 

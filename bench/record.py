@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgewise.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 MEASUREMENTS = "measurements.json"
 
 Role = Literal["reference", "parent", "candidate"]
@@ -44,12 +44,18 @@ class FileUnderTest:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of a launch; memory is the process's own: the peak within it, and what was resident at its end."""
+    """One phase of a launch; memory is the process's own: the peak within it, and what was resident at its end.
+
+    What is resident is anonymous (the process's real cost), of files (mapped weights and libraries, which the system
+    can read again) or shared.
+    """
 
     duration_ns: int
     peak_bytes: int | None = None
     resident_bytes: int | None = None
     anonymous_bytes: int | None = None
+    file_bytes: int | None = None
+    shared_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Block:
     """``samples_ns``: every timed inference of one block; ``settle_runs`` ran before them, untimed, to warm the caches.
 
     ``wall_ns`` is the time of the whole block, ``process_cpu_ns`` the CPU time of all the process's threads in it,
-    ``nivcsw`` how often the system took the CPU away.
+    ``nivcsw`` how often the system took the CPU away. ``start_ns`` is when it began, on the device's monotonic clock,
+    as in telemetry.
     """
 
     round: int
@@ -67,11 +74,16 @@ class Block:
     process_cpu_ns: int
     nivcsw: int
     settle_runs: int
+    start_ns: int | None = None
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One fresh process. Phases: import, load, first_inference, warmup, steady, unload."""
+    """One fresh process. Phases: import, load, first_inference, warmup, steady, unload.
+
+    ``pss_bytes``: its proportional share of memory once it ran steadily. ``page_cache``: whether the system had the
+    file in memory before it was opened: ``warm``, ``cold``, ``partly`` or ``unknown``.
+    """
 
     index: int
     phases: dict[str, Phase]
@@ -79,6 +91,81 @@ class Launch:
     warmup_ns: tuple[int, ...]
     warmup_converged: bool
     blocks: tuple[Block, ...]
+    pss_bytes: int | None = None
+    page_cache: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules one inference takes above idling, with a 95 % interval, from ``windows`` windows of ``rail``."""
+
+    source: str
+    rail: str
+    joules_per_inference: float
+    low: float
+    high: float
+    idle_w: float
+    windows: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ScenarioPoint:
+    """One run in one fresh process: a repeat, a rate of the server's search, a step of the sweep. Times in ns.
+
+    ``p99_upper_ns``: the early-stopping upper estimate, None below its sample floor. ``valid``: it ran as asked, kept
+    up, and held the budget, if there was one; ``note`` says what was wrong.
+    """
+
+    repeat: int
+    in_flight: int
+    target_qps: float | None
+    queries: int
+    duration_ns: int
+    qps: float
+    p50_ns: float | None
+    p99_ns: float | None
+    p99_upper_ns: float | None
+    valid: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """One file under one pattern of load, in ``repeat_queries`` queries in each of as many fresh processes.
+
+    ``kind``: single_stream, multi_stream, server, offline or sweep; ``name``: the kind and what tells it from others of
+    its kind; ``engine``: whose scheduler. ``latencies_ns``: a query's, raw, repeat after repeat: from its start, in
+    ``server`` from when it was due; in ``offline`` all samples are one query. ``duration_ns``: of all repeats together.
+    ``qps``, ``qps_low``, ``qps_high``: samples a second with their 95 % interval over repeats, without one where there
+    was but one repeat; in ``server`` the largest rate that held the budget, in ``sweep`` that of ``in_flight``, the
+    last count that gained. ``p99_upper_ns``: what the true p99 exceeds with at most 1 % chance. ``config``: the
+    scenario's own keys; ``settings``: what runtime and scheduler say they did; ``points``: every run on the way.
+    ``valid`` False: the load was not what was asked for, or held no budget, and ``note`` says why.
+    """
+
+    kind: str
+    name: str
+    settings: dict[str, Any]
+    in_flight: int
+    target_qps: float | None
+    queries: int
+    samples_a_query: int
+    duration_ns: int
+    latencies_ns: tuple[int, ...]
+    qps: float | None = None
+    qps_low: float | None = None
+    qps_high: float | None = None
+    p50_ns: float | None = None
+    p90_ns: float | None = None
+    p99_ns: float | None = None
+    p99_upper_ns: float | None = None
+    valid: bool = True
+    note: str = ""
+    engine: str = "edgewise"
+    config: dict[str, Any] = field(default_factory=dict)
+    repeat_queries: tuple[int, ...] = ()
+    points: tuple[ScenarioPoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +178,8 @@ class Measurement:
     launches: tuple[Launch, ...]
     flags: tuple[str, ...] = ()
     error: str | None = None
+    energy: Energy | None = None
+    scenarios: tuple[ScenarioResult, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +201,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Results:
-    """All that was measured in one run. ``config`` is the bench config as plain data, ``provenance`` the device."""
+    """All that was measured in one run. ``config`` is the bench config as plain data, ``provenance`` the device.
+
+    ``slices``: by name of a split of the samples, the ``.npy`` with each sample's label, int (N,), relative to the
+    folder. ``telemetry``: the JSON Lines file of what the device's sensors said meanwhile, None where nobody asked.
+    """
 
     files: tuple[FileUnderTest, ...]
     measurements: dict[str, Measurement]
@@ -120,6 +213,8 @@ class Results:
     ids: str
     config: dict[str, Any]
     provenance: dict[str, Any]
+    slices: dict[str, str] = field(default_factory=dict)
+    telemetry: str | None = None
     format: int = FORMAT
     folder: Path = field(default=Path(), compare=False)
 
@@ -166,7 +261,8 @@ class Results:
 
 @dataclass(frozen=True)
 class JourneyRow:
-    """The model after one stage, as torch sees it. ``accuracy`` in 0..1 over ``n`` samples, with its interval."""
+    """The model after one stage, as torch sees it. ``accuracy`` in 0..1 over ``n`` samples, with its interval;
+    ``files``: the float files that were made of it."""
 
     stage: str
     params: int | None = None
@@ -177,6 +273,7 @@ class JourneyRow:
     n: int | None = None
     size_bytes: int | None = None
     note: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,7 +369,7 @@ class Context:
     ``parity``: rows by file, the one against its float model last. ``integer``: by file, how many of its operations
     run in integers, as words such as "20 of 20 in INT8". ``integer_macs_share``: by file, the share of multiply-adds
     that runs in integers, 0..1, and ``float_layers`` what is left. ``failed``: why a conversion made no file.
-    ``picked``: the file that is recommended.
+    ``picked``: the file that is recommended. ``metric`` None: nobody scored the answers.
     """
 
     name: str
@@ -285,7 +382,7 @@ class Context:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
-    metric: str = "accuracy"
+    metric: str | None = "accuracy"
     integer_macs_share: dict[str, float] = field(default_factory=dict)
     float_layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -332,6 +429,8 @@ def results_from_json(plain: dict[str, Any], folder: Path) -> Results:
             ids=plain["ids"],
             config=plain["config"],
             provenance=plain["provenance"],
+            slices=plain["slices"],
+            telemetry=plain["telemetry"],
             folder=folder,
         )
     except (AttributeError, KeyError, TypeError) as error:
@@ -365,11 +464,32 @@ def load_results(folder: Path) -> Results:
 
 
 def _measurement(plain: dict[str, Any]) -> Measurement:
-    launches = tuple(_launch(launch) for launch in plain["launches"])
-    return Measurement(**{**plain, "launches": launches, "flags": tuple(plain["flags"])})
+    energy = plain["energy"]
+    made = {
+        "launches": tuple(launch_from_json(launch) for launch in plain["launches"]),
+        "flags": tuple(plain["flags"]),
+        "energy": None if energy is None else Energy(**energy),
+        "scenarios": tuple(scenario_from_json(one) for one in plain["scenarios"]),
+    }
+    return Measurement(**{**plain, **made})
 
 
-def _launch(plain: dict[str, Any]) -> Launch:
+def scenario_from_json(plain: dict[str, Any]) -> ScenarioResult:
+    """The scenario's result that ``asdict`` made plain.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    lists = {name: tuple(plain[name]) for name in ("latencies_ns", "repeat_queries")}
+    return ScenarioResult(**{**plain, **lists, "points": tuple(ScenarioPoint(**point) for point in plain["points"])})
+
+
+def launch_from_json(plain: dict[str, Any]) -> Launch:
+    """The launch that ``asdict`` made plain.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
     return Launch(
         index=plain["index"],
         phases={name: Phase(**phase) for name, phase in plain["phases"].items()},
@@ -377,4 +497,6 @@ def _launch(plain: dict[str, Any]) -> Launch:
         warmup_ns=tuple(plain["warmup_ns"]),
         warmup_converged=plain["warmup_converged"],
         blocks=tuple(Block(**{**block, "samples_ns": tuple(block["samples_ns"])}) for block in plain["blocks"]),
+        pss_bytes=plain["pss_bytes"],
+        page_cache=plain["page_cache"],
     )

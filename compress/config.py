@@ -11,7 +11,7 @@ from edgewise.compress.losses import Custom, LossConfig
 from edgewise.compress.losses.base import LogitLoss, json_type
 from edgewise.compress.losses.kd import KD
 from edgewise.compress.quantization.config import AdaRound
-from edgewise.compress.schedule import Temperature, Value, numbers
+from edgewise.compress.schedule import Temperature, Value, last_change, numbers
 from edgewise.compress.strategies.data_free_config import Generator, Inversion
 from edgewise.config import Config, RuntimeName
 from edgewise.models.config import ModelConfig, OnnxFile
@@ -59,6 +59,15 @@ class Fit(Config):
     early_stop: EarlyStop | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Fit:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs:g}, and the run has {self.epochs}: the learning rate would never "
+                "be reached"
+            )
+        return self
 
 
 class Source(Config):
@@ -168,6 +177,19 @@ class Lessons(Config):
             raise ValueError(
                 f"teacher_wrong: masked leaves out classes, which {', '.join(blind)} can't; use drop or swap"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _schedules_end(self) -> Lessons:
+        run: Fit | None = getattr(self, "fit", None)
+        if run is None:
+            return self
+        configs = {"": self, **{f"losses.{place}.": loss for place, loss in enumerate(self.losses)}}
+        for place, config in configs.items():
+            for name in type(config).model_fields:
+                last = last_change(getattr(config, name))
+                if last > run.epochs:
+                    raise ValueError(f"{place}{name}: it changes until epoch {last:g}, and the run has {run.epochs}")
         return self
 
 
@@ -439,9 +461,11 @@ class Quantize(Lessons):
             raise ValueError(f"percentile: it is not read with ranges: {self.ranges}; leave it out")
         if self.adaround is not None and self.rounding != "adaround":
             raise ValueError(f"adaround: it is not read with rounding: {self.rounding}; leave it out")
-        if self.fit is None and (self.teacher != "self" or not self.train_ranges):
-            word = "teacher" if self.teacher != "self" else "train_ranges"
-            raise ValueError(f"{word}: without fit nothing is trained; set fit, or leave it out")
+        if self.fit is None:  # by value: a recipe that was written out has every key
+            names = ("teacher", "train_ranges", *Lessons.model_fields)
+            said = [name for name in names if getattr(self, name) != Quantize.model_fields[name].default]
+            if said:
+                raise ValueError(f"{said[0]}: without fit nothing is trained; set fit, or leave it out")
         return self
 
     @model_validator(mode="after")

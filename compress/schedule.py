@@ -85,6 +85,13 @@ def numbers(value: Value) -> list[float]:
     return [value.start, value.end] if isinstance(value, Linear | Cosine) else [value]
 
 
+def last_change(value: object) -> float:
+    """The epoch at which a schedule with epochs of its own comes to rest; 0 for anything else."""
+    if isinstance(value, Piecewise):
+        return value.points[-1][0]
+    return value.epochs if isinstance(value, Warmup) else 0.0
+
+
 def _positive(value: Value) -> Value:
     least = min(numbers(value))
     if least <= 0:

@@ -23,7 +23,8 @@ from edgewise.compress.pruning.cut import zero
 from edgewise.compress.pruning.groups import Candidate, Cut
 from edgewise.compress.pruning.heads import head_groups
 from edgewise.compress.pruning.soundness import sound
-from edgewise.compress.quantization.switches import Switches, find_switches, switched_off
+from edgewise.compress.quantization.places import switched_off
+from edgewise.compress.quantization.switches import Switches, find_switches
 from edgewise.errors import ModelError
 from edgewise.models.tasks.base import Float, Int, accuracy
 from edgewise.progress import Tick, silent

@@ -7,6 +7,7 @@ themselves, so they also fire where the model is called through a wrapper such a
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from edgewise.errors import ModelError
 
 WHERE = "losses.layers"
+PATTERN = re.compile(r"[*?]|\[[^]]*\]")  # what stands for other text in a glob
 INPUT = ":input"
 
 
@@ -66,7 +68,16 @@ def first_tensor(value: object) -> Tensor | None:
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """The hint that names what comes closest to ``name``."""
+    """The hint that names what comes closest to ``name``. A pattern is held against as much of each name as it says
+    something of: near to ``layr1.*`` is ``layer1.*``."""
     known = [known for known in names if known]
-    close = difflib.get_close_matches(name.removesuffix(INPUT), known, n=3) or known[:3]
+    name = name.removesuffix(INPUT)
+    if PATTERN.search(name):
+        while name.endswith(".*"):
+            name = name.removesuffix(".*")
+        parts = name.count(".") + 1
+        cut = {one: ".".join(one.split(".")[:parts]) for one in known}
+        known = list(dict.fromkeys(part if part == one else f"{part}.*" for one, part in cut.items()))
+        name = PATTERN.sub("", name)
+    close = difflib.get_close_matches(name, known, n=3) or known[:3]
     return f"near: {', '.join(close)}"

@@ -65,7 +65,11 @@ class Deploy(Config):
     )
     calibration_samples: int = Field(256, ge=1, description="training samples for LiteRT's activation ranges")
     min_sqnr_db: float = Field(40.0, description="float32 files must follow torch at least this closely")
-    timeout_s: float = Field(1800.0, gt=0, description="seconds a conversion may take; one that is stopped fails alone")
+    timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="seconds that a conversion, or comparing layers, may take; what is stopped fails alone",
+    )
     triton: Triton | None = Field(
         None, description="also write a Triton model repository; LiteRT can't be served by it"
     )

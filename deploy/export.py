@@ -206,6 +206,13 @@ def _to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
             where="export",
             hint="the forward pass must work for any batch and must not branch on values",
         ) from error
+    except Exception as error:  # the exporter's optimizer and its translations of operators raise what they like
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise ModelError(
+            f"the exporter of torch {torch.__version__} fails on the model: {reason}",
+            where="export",
+            hint="another version of torch or onnxscript may do it; or write the model's forward pass more plainly",
+        ) from error
     assert program is not None
     return program.model_proto
 
@@ -389,7 +396,7 @@ def export_qdq(
         rewrites.sink_dequantize(graph.graph)
         while rewrites.sink_below_concat(graph.graph):
             rewrites.sink_dequantize(graph.graph)
-        rewrites.integer_gemm_bias(graph.graph)
+        rewrites.integer_biases(graph.graph)
     _finish(graph, half, held=isinstance(model, Whole))
     rewrites.own_zero_points(graph.graph)  # _finish made one of those that are equal
     _check_structure(graph)

@@ -22,10 +22,12 @@ DATA = Path(os.environ.get("EDGEWISE_DATA") or REPO.parent / "shared" / "data")
 # A skip whose reason says that one of these is not installed is a failure when its variable is set, as CI does.
 REQUIRED = {
     "EDGEWISE_REQUIRE_RUNTIMES": re.compile(
-        r"(?=.*(onnxruntime|openvino|litert|quantizer|tensorrt-rtx))(?=.*(install|import|missing|no module))",
+        r"(?=.*(onnxruntime|openvino|litert|quantizer|tensorrt-rtx|loadgen))(?=.*(install|import|missing|no module))",
         re.IGNORECASE | re.DOTALL,
     ),
     "EDGEWISE_REQUIRE_DATA": re.compile(r"real data"),
+    "EDGEWISE_REQUIRE_SSH": re.compile(r"OpenSSH"),
+    "EDGEWISE_REQUIRE_CHROMIUM": re.compile(r"chromium"),
 }
 
 

@@ -17,6 +17,8 @@ SKIPPING = {
     "by_module": "import pytest\npytest.importorskip('ai_edge_litert_gone')\n",
     "by_mark": "import pytest\n@pytest.mark.skipif(True, reason='onnxruntime is not installed')\ndef test_it(): pass\n",
     "by_rtx": "import pytest\ndef test_it(): pytest.skip('TensorRT-RTX is not installed')\n",
+    "by_ssh": "import pytest\ndef test_it(): pytest.skip('no OpenSSH server here')\n",
+    "by_browser": "import pytest\ndef test_it(): pytest.skip('chromium is not installed')\n",
     "by_data": "def test_it(real_data): real_data('gone.npz')\n",
     "allowed": "import pytest\ndef test_it(): pytest.skip('tensorrt is not installed')\n",
 }
@@ -39,12 +41,15 @@ def test_a_skip_is_a_failure_where_the_thing_is_required(tmp_path: Path) -> None
         (tmp_path / f"test_{name}.py").write_text(source)
 
     assert _outcomes(tmp_path) == dict.fromkeys(SKIPPING, "SKIPPED")
-    required = {"EDGEWISE_REQUIRE_RUNTIMES": "1", "EDGEWISE_REQUIRE_DATA": "1"}
+    kinds = ("RUNTIMES", "DATA", "SSH", "CHROMIUM")
+    required = {f"EDGEWISE_REQUIRE_{kind}": "1" for kind in kinds}
     assert _outcomes(tmp_path, **required) == {
         "by_import": "FAILED",
         "by_module": "ERROR",
         "by_mark": "ERROR",
         "by_rtx": "FAILED",
+        "by_ssh": "FAILED",
+        "by_browser": "FAILED",
         "by_data": "FAILED",
         "allowed": "SKIPPED",
     }

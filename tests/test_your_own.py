@@ -72,7 +72,7 @@ def test_the_printed_onnx_recipe_makes_files_for_every_runtime(tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(net.eval(), (torch.zeros(1, 3, 16, 16),), tmp_path / "net.onnx", dynamo=True, verbose=False)
-    quick = "bench: {launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}\n"
+    quick = "bench: {launches: 1, max_launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}\n"
     (tmp_path / "onnx.yaml").write_text(block("recipe: onnx", "yaml") + quick)
     command = [sys.executable, "-m", "edgewise", "run", "onnx.yaml", "--out", "out", "--json"]
 

@@ -9,6 +9,7 @@ Memory is the kernel's own high-water mark (VmHWM), reset before each phase; not
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -23,15 +24,25 @@ from typing import IO, Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from edgewise.bench.agent import load
+from edgewise.bench.agent.cache import page_cache
 from edgewise.deploy import runtimes
 from edgewise.errors import EdgewiseError, MeasureError
 
-PROTOCOL = 1
+PROTOCOL = 2
 FEEDS = 64  # real samples that the timed inferences cycle through
 SETTLE = 0.1  # of a block's time is run untimed first: another process had the caches a moment ago
 WARMUP_RUNS = 3
 WARMUP_CAP_RUNS = 200
 WARMUP_CAP_S = 10.0
+# How a phase calls what /proc/self/status has.
+MEMORY = {
+    "peak_bytes": "VmHWM",
+    "resident_bytes": "VmRSS",
+    "anonymous_bytes": "RssAnon",
+    "file_bytes": "RssFile",
+    "shared_bytes": "RssShmem",
+}
 
 
 class State:
@@ -41,6 +52,7 @@ class State:
         """Nothing is held yet."""
         self.runtime = None  # type: Optional[runtimes.Runtime]
         self.session = None  # type: Optional[runtimes.Session]
+        self.streams = []  # type: List[runtimes.Session]
         self.feeds = []  # type: List[Dict[str, np.ndarray]]
         self.turn = 0
 
@@ -58,21 +70,30 @@ class State:
 
 
 def memory() -> Dict[str, Optional[int]]:
-    """Peak since the last reset, resident and anonymous bytes of this process; None where the kernel doesn't say."""
+    """Peak since the last reset, and what is resident now, in all and by kind; None where the kernel doesn't say."""
+    found = _kilobytes("/proc/self/status")
+    return {name: found.get(key) for name, key in MEMORY.items()}
+
+
+def shared_out() -> Optional[int]:
+    """Bytes of this process, each page divided by how many processes share it; None where the kernel doesn't say.
+
+    The kernel walks all pages for it, which takes milliseconds: never while time is taken.
+    """
+    return _kilobytes("/proc/self/smaps_rollup").get("Pss")
+
+
+def _kilobytes(path: str) -> Dict[str, int]:
     found = {}  # type: Dict[str, int]
     try:
-        with open("/proc/self/status", "rb") as status:
+        with open(path, "rb") as status:
             for line in status:
                 key, _, value = line.partition(b":")
-                if key in (b"VmHWM", b"VmRSS", b"RssAnon"):
+                if value.endswith(b" kB\n"):
                     found[key.decode()] = int(value.split()[0]) * 1024
     except (OSError, ValueError, IndexError):
-        found = {}
-    return {
-        "peak_bytes": found.get("VmHWM"),
-        "resident_bytes": found.get("VmRSS"),
-        "anonymous_bytes": found.get("RssAnon"),
-    }
+        return {}
+    return found
 
 
 def reset_peak() -> None:
@@ -133,9 +154,11 @@ def do_load(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
     runtime = state.runtime
     if runtime is None:
         raise MeasureError("no runtime is imported", hint="ask for import first")
-    options = runtimes.Options(request["threads"], request["precision"], request["batch"])
+    options = runtimes.Options(request["threads"], request["precision"], request["batch"], request.get("streams", 1))
+    cached = page_cache(request["path"])
     state.session, took = phase(lambda: runtime.open(request["path"], options))
-    return {"phase": took, "settings": state.opened().settings}
+    inputs = [[spec.name, list(spec.shape), spec.dtype] for spec in state.opened().inputs]
+    return {"phase": took, "settings": state.opened().settings, "inputs": inputs, "page_cache": cached}
 
 
 def do_first(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
@@ -203,6 +226,7 @@ def do_block(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
         samples = []  # type: List[int]
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu, own = time.process_time_ns(), time.thread_time_ns()
+        began = time.monotonic_ns()
         start = clock()
         end = start + length
         while True:
@@ -222,6 +246,7 @@ def do_block(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
     return {
         "samples_ns": samples,
+        "start_ns": began,
         "wall_ns": wall,
         "thread_cpu_ns": own,
         "process_cpu_ns": cpu,
@@ -284,16 +309,19 @@ def _answer(state: State, request: Dict[str, Any], inputs: np.ndarray, index: np
 def do_close(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
     """Close the file. The peak up to here belongs to the steady phase."""
     steady = memory()
+    share = shared_out()
 
     def work() -> None:
+        for session in state.streams:
+            session.close()
         if state.session is not None:
             state.session.close()
-        state.session = None
+        state.session, state.streams = None, []
         state.feeds = []
         gc.collect()
 
     _, took = phase(work)
-    return {"phase": took, "steady": steady}
+    return {"phase": took, "steady": steady, "pss_bytes": share}
 
 
 REQUESTS = {
@@ -302,6 +330,7 @@ REQUESTS = {
     "first": do_first,
     "warmup": do_warmup,
     "block": do_block,
+    "scenario": load.do_scenario,
     "answers": do_answers,
     "close": do_close,
 }  # type: Dict[str, Callable[[State, Dict[str, Any]], Dict[str, Any]]]
@@ -324,9 +353,11 @@ def serve(requests: IO[str], replies: IO[str]) -> int:
             say(dict(REQUESTS[name](state, request), type=name))
         # The other side decides what an error means, whatever it is: it must always get its reply.
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the disk may be full, which may be this very error
+                traceback.print_exc()
             message = str(error) if isinstance(error, EdgewiseError) else repr(error)
-            say({"type": "error", "kind": type(error).__name__, "message": message})
+            number = getattr(error, "errno", None)
+            say({"type": "error", "kind": type(error).__name__, "message": message, "errno": number})
             say({"type": "end", "rc": 1})
             return 1
         if name == "close":

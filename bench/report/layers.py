@@ -67,9 +67,9 @@ def layer_sqnr(lines: Sequence[Line], floor_db: float | None = None, name: str =
         axes.set_ylabel("SQNR, dB (up is closer)")
         axes.spines["bottom"].set_color(LINE)
 
-    return as_svg(
-        draw, name, 4.2, "signal to quantization noise of each layer in dB, in order of execution", width=11.2
-    )
+    title = "signal to quantization noise of each layer in dB, in order of execution"
+    told = "; ".join(f"{line.name}: first bad layer {line.first_bad or 'none'}" for line in lines)
+    return as_svg(draw, name, 4.2, title, told, width=11.2)
 
 
 def _mark(axes: Any, line: Line, y: float, x: int, count: int, colour: str) -> None:

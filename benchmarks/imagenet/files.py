@@ -102,6 +102,7 @@ def make(place: Place, name: str, row: str, settings: dict[str, Any] | None, say
 
 def _prepare(place: Place, name: str, folder: Path, settings: dict[str, Any] | None) -> Source:
     """Graphs and a saved model to convert."""
+    torch.set_num_threads(1)  # of two, sums end in other bits, and corrected biases elsewhere
     model, description = float_model(place, name)
     shape = description.input_shape
     common: dict[str, Any] = {"input_shape": shape, "classes": description.classes, "model_folder": folder / "model"}

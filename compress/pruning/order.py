@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import nn
 from edgewise.compress.config import Prune
 from edgewise.compress.pruning.groups import Candidate, Cut, Group, Step, merge
 from edgewise.compress.resize import survey
+from edgewise.compress.taps import near
 from edgewise.errors import ModelError
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -70,6 +70,25 @@ def limits(model: nn.Module, config: Prune, round_to: int, whole: Mapping[str, i
     return Limits(round_to, config.max_layer_ratio, floors, survey(model), whole)
 
 
+def check_floors(model: nn.Module, config: Prune) -> None:
+    """Tell of floors that no layer can be under, whatever leaves: they are mistakes.
+
+    Raises:
+        ModelError: a floor is for a layer that isn't there, or above what the layer has.
+    """
+    counts = survey(model)
+    for pattern, floor in config.floors.items():
+        for layer in named(model, [pattern], "floors"):
+            what = "outputs" if "out" in counts[layer] else "heads"
+            has = counts[layer].get("out") or max(counts[layer].values())
+            if floor > has:
+                raise ModelError(
+                    f"expected at most {has}, the {what} that {layer} has, got {floor}",
+                    where=f"floors.{pattern}",
+                    hint="a layer that is to stay whole belongs in ignore",
+                )
+
+
 def named(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
     """The convolutions, linear layers and attentions that ``patterns`` (names or globs) mean.
 
@@ -86,11 +105,10 @@ def named(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
     for pattern in patterns:
         meant = [name for name in known if fnmatchcase(name, pattern)]
         if not meant:
-            near = difflib.get_close_matches(pattern, known, n=3) or known[:3]
             raise ModelError(
                 f"the model has no convolution, linear layer or attention {pattern!r}",
                 where=where,
-                hint=f"the nearest are {', '.join(near)}; names are the model's own, and * stands for anything",
+                hint=f"{near(pattern, known)}; names are the model's own, and * stands for anything",
             )
         found |= dict.fromkeys(meant)
     return list(found)

@@ -93,10 +93,12 @@ def prune(
     schedule: list[dict[str, int]] = []  # a latency is reached before any training: what each round must keep
     trials: tuple[Trial, ...] = ()
     told: list[str] = []
+    goal = config.macs_ratio or config.params_ratio
     if config.latency is not None:
         schedule, search, steps = _timed(model, config.latency, config.rounds, found, before, clock, input_shape, tick)
         trials = search.trials()
         told.append(search.in_words(steps))
+        goal = search.size(steps)[0]
     for number in range(1, config.rounds + 1):
         if number > 1:
             found = find(model, *looking, whole=whole)
@@ -110,6 +112,8 @@ def prune(
         if learn is not None and number < config.rounds:
             learn(model, number)
     after = count(model, input_shape)
+    if goal is not None and _share(config, after, before) > goal * (1 + 1e-6):
+        told.append(_missed(config, goal, _share(config, after, before), found))
     return Pruned(
         plan=difference(counts, model),
         macs_before=before.macs,
@@ -127,6 +131,17 @@ def _share(config: Prune, cost: Cost, before: Cost) -> float:
     return cost.params / before.params if config.params_ratio is not None else cost.macs / before.macs
 
 
+def _missed(config: Prune, goal: float, left: float, found: Found) -> str:
+    """What a first round is refused for, found when the model has been trained: it stays, and is told of."""
+    what = "parameters" if config.params_ratio is not None else "MACs"
+    aim = f"the candidate that was timed had {goal:.4f}" if config.latency is not None else f"{goal:g} was the goal"
+    reasons = "; ".join(dict.fromkeys(found.skipped.values()))
+    return (
+        f"the goal was MISSED: {left:.4f} of the {what} are left, and {aim}: after training, layers that could lose "
+        f"channels in the first round no longer can" + (f" ({reasons})" if reasons else "")
+    )
+
+
 def _chosen(
     model: nn.Module, config: Prune, found: Found, before: Cost, number: int, shape: tuple[int, ...]
 ) -> list[Step]:
@@ -142,6 +157,17 @@ def _cut(model: nn.Module, cuts: list[Cut]) -> nn.Module:
     smaller = copy.deepcopy(model)
     remove(smaller, cuts)
     return smaller
+
+
+def check_goal(model: nn.Module, config: Prune, input_shape: tuple[int, ...], round_to: int) -> None:
+    """Whether ``prune`` would refuse the goal, told in seconds: weights don't matter, and no sample is read.
+
+    Raises:
+        ModelError: as :func:`prune`.
+    """
+    plain = config.model_copy(update={"criterion": "l2"})
+    found = find(model, plain, input_shape, round_to, 0, None, silent, whole={})
+    _check_reach(model, plain, found, count(model, input_shape), input_shape)
 
 
 def _check_reach(model: nn.Module, config: Prune, found: Found, before: Cost, shape: tuple[int, ...]) -> None:

@@ -6,7 +6,6 @@ in torch: ``layer1.0.conv1``.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from torch import nn
 
 from edgewise.compress.macs import count
 from edgewise.compress.quantization.places import given, owners
+from edgewise.compress.taps import near
 from edgewise.errors import ModelError
 
 WHERE = "float_layers"
@@ -48,11 +48,10 @@ def resolve_float_layers(model: nn.Module, wanted: Sequence[str], input_shape: t
     known = list(weighted_layers(model, input_shape))
     for name in wanted:
         if not any(fnmatchcase(layer, name) for layer in known):
-            near = difflib.get_close_matches(name, known, n=3) or known[:3]
             raise ModelError(
                 f"the model has no convolution or linear layer {name!r}",
                 where=WHERE,
-                hint=f"the nearest are {', '.join(near)}",
+                hint=near(name, known),
             )
     chosen = tuple(layer for layer in known if any(fnmatchcase(layer, name) for name in wanted))
     if len(chosen) == len(known):

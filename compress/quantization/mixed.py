@@ -101,6 +101,7 @@ def plan_mixed(
     held: Samples,
     *,
     paired: Paired,
+    start: nn.Module | None = None,
     score: Score = accuracy,
     clock: Clock | None = None,
     tick: Tick = silent,
@@ -108,11 +109,12 @@ def plan_mixed(
     """Search for the layers to leave in float.
 
     Args:
-        model: float; it stays as it is.
+        model: float; it stays as it is. What the drop is measured from.
         calibration: (N, C, H, W), as for ``insert_quantizers``.
         config: with ``mixed``; its ``float_layers`` are in the plan from the start.
         held: samples to judge on, none of them in ``calibration``.
         paired: the fall of a mean of paired scores, with its interval.
+        start: what is quantized, where that is not ``model`` itself: one with its BatchNorm measured again.
         score: the task's, one value a sample.
         clock: times a quantized model's file; needed for a latency budget.
         tick: told after every measurement.
@@ -123,7 +125,13 @@ def plan_mixed(
     mixed = config.mixed
     if mixed is None:
         raise ModelError("expected a budget for the mixed-precision plan, got none", where=WHERE)
-    search = _Search(model, calibration, config, mixed, held, paired, score, tick)
+    if config.reestimate_batchnorm:
+        raise ModelError(
+            "the plan would be judged with another BatchNorm than the one that ships",
+            where="quantize.reestimate_batchnorm",
+            hint="give the model after it (qad.settled) as start",
+        )
+    search = _Search(model, start or model, calibration, config, mixed, held, paired, score, tick)
     if mixed.latency is None:
         return search.under_accuracy(float(mixed.max_accuracy_drop_pp or 0.0))
     if clock is None:
@@ -136,6 +144,7 @@ class _Search:
 
     def __init__(
         self,
+        original: nn.Module,
         model: nn.Module,
         calibration: Float,
         config: Quantize,
@@ -155,7 +164,7 @@ class _Search:
         self.switches: Switches = find_switches(self.quantized, shape)
         self.few = held[: mixed.sensitivity_samples]
         self.few_logits = answers(model, self.few)
-        self.scores = score(answers(model, held), held.targets)
+        self.scores = score(answers(original, held), held.targets)
         self.macs = self.switches.layers
         self.most = mixed.max_float_share * sum(self.macs.values())
         self.measured = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from edgewise.compress.quantization.clipping import asymmetric_bounds, symmetric_threshold
 from edgewise.compress.quantization.histogram import Histogram
-from edgewise.compress.quantization.places import all_quantizers
+from edgewise.compress.quantization.places import all_quantizers, switched_off
 from edgewise.progress import Tick, silent
 
 BATCH = 32
@@ -25,20 +24,6 @@ def batches(samples: NDArray[np.float32], device: torch.device, most: int = BATC
     size = max(1, min(most, BATCH_VALUES // max(1, samples[0].size)))
     for start in range(0, len(samples), size):
         yield torch.from_numpy(np.ascontiguousarray(samples[start : start + size])).to(device)
-
-
-@contextmanager
-def in_float(model: nn.Module) -> Iterator[None]:
-    """All quantizers let values pass while the block lasts."""
-    switches = [quantizer.get_buffer("enabled") for quantizer in all_quantizers(model)]
-    before = [switch.clone() for switch in switches]
-    for switch in switches:
-        switch.zero_()
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.copy_(value)
 
 
 def observe(
@@ -64,7 +49,7 @@ def observe(
     handles = [quantizer.register_forward_pre_hook(count) for quantizer in histograms]
     done = 0
     try:
-        with torch.no_grad(), in_float(model):
+        with torch.no_grad(), switched_off(all_quantizers(model)):
             for batch in batches(samples, next(model.parameters()).device, 1 if singly else BATCH):
                 model(batch)
                 done += len(batch)
@@ -101,4 +86,4 @@ def is_weight(quantizer: nn.Module) -> bool:
     return bool(quantizer._narrow_range)
 
 
-__all__ = ["batches", "in_float", "is_weight", "observe", "set_activation_ranges"]
+__all__ = ["batches", "is_weight", "observe", "set_activation_ranges"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,19 @@ def all_quantizers(model: nn.Module) -> list[nn.Module]:
     """Each of them once, also where several calls share it; none where the model isn't quantized."""
     storage: Any = getattr(model, HOOKS, None)
     return [] if storage is None else [module for _, module in storage.named_hooks(remove_duplicate=True)]
+
+
+@contextmanager
+def switched_off(found: Collection[nn.Module]) -> Iterator[None]:
+    """Let these quantizers pass on what they are given; afterwards each is as it was."""
+    before = [(quantizer.get_buffer("enabled"), quantizer.get_buffer("enabled").clone()) for quantizer in found]
+    try:
+        for enabled, _ in before:
+            enabled.zero_()
+        yield
+    finally:
+        for enabled, old in before:
+            enabled.copy_(old)
 
 
 def given(model: nn.Module, inputs: Tensor) -> dict[nn.Module, Tensor]:

@@ -58,12 +58,8 @@ def quantize(
     Raises:
         ModelError: the model can't be quantized, or a loss has nothing to hold on to.
     """
-    start, teacher = model, teacher or model
-    if config.reestimate_batchnorm:
-        start = copy.deepcopy(model)
-        if not reestimate(start, split):
-            raise ModelError(NO_BATCHNORM, where="quantize.reestimate_batchnorm")
-        config = config.model_copy(update={"reestimate_batchnorm": False})
+    teacher = teacher or model
+    start, config = settled(model, split, config)
     quantized = insert_quantizers(start, calibration, config, tell=tell, tick=running.get("tick", silent))
     if config.fit is None:
         return quantized, []
@@ -73,6 +69,21 @@ def quantize(
     with stored_statistics(quantized):
         history = distill(quantized, teacher, split, config, run=config.fit, tell=tell, **running)
     return quantized.eval(), history
+
+
+def settled(model: nn.Module, split: Split, config: Quantize) -> tuple[nn.Module, Quantize]:
+    """What is quantized and how, after ``reestimate_batchnorm``: a copy with its BatchNorm measured on ``split``, or
+    ``model`` itself where the config asks for none.
+
+    Raises:
+        ModelError: there is no BatchNorm to measure.
+    """
+    if not config.reestimate_batchnorm:
+        return model, config
+    model = copy.deepcopy(model)
+    if not reestimate(model, split):
+        raise ModelError(NO_BATCHNORM, where="quantize.reestimate_batchnorm")
+    return model, config.model_copy(update={"reestimate_batchnorm": False})
 
 
 @contextmanager
@@ -91,4 +102,4 @@ def stored_statistics(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-__all__ = ["quantize", "stored_statistics"]
+__all__ = ["quantize", "settled", "stored_statistics"]

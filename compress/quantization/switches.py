@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from edgewise.compress.macs import evaluating, placement
 from edgewise.compress.quantization.float_layers import weighted_layers
 from edgewise.compress.quantization.insert import Whole, quantizers
-from edgewise.compress.quantization.places import HOOKS
+from edgewise.compress.quantization.places import HOOKS, switched_off
 
 # Operators of torch that pick, place and copy values: what they give is as quantized as what they take.
 MOVERS = frozenset(
@@ -142,17 +142,4 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-@contextmanager
-def switched_off(found: Collection[nn.Module]) -> Iterator[None]:
-    """Let these quantizers pass on what they are given; afterwards each is as it was."""
-    before = [(quantizer.get_buffer("enabled"), quantizer.get_buffer("enabled").clone()) for quantizer in found]
-    try:
-        for enabled, _ in before:
-            enabled.zero_()
-        yield
-    finally:
-        for enabled, old in before:
-            enabled.copy_(old)
-
-
-__all__ = ["Switches", "find_switches", "switched_off"]
+__all__ = ["Switches", "find_switches"]

@@ -5,16 +5,13 @@ The job is what ``base.dump_job`` writes. The result says which file was made, o
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 
-from edgewise.deploy.convert.base import PARENT, Job, parse_job
-from edgewise.errors import EdgewiseError, ModelError
+from edgewise.deploy.child import answer, die_with_parent
+from edgewise.deploy.convert.base import Job, parse_job
+from edgewise.errors import ModelError
 
 CONVERTERS = {
     "onnxruntime": "edgewise.deploy.convert.ort",
@@ -36,40 +33,20 @@ def convert(job: Job) -> Path:
     return path
 
 
-def _die_with_parent() -> None:
-    """On Linux, end when the process that waits for the file is killed. Started by hand, nobody in particular does."""
-    parent = os.environ.pop(PARENT, "")
-    if sys.platform == "linux" and parent:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if str(os.getppid()) != parent:  # it went before the line above
-            sys.exit("the process that wanted this file is gone")
-
-
 def main(arguments: list[str]) -> int:
     """Run one job; the exit code."""
     if len(arguments) not in (1, 2):
         print("usage: python -m edgewise.deploy.convert JOB.json [RESULT.json]", file=sys.stderr)
         return 2
-    try:
+
+    def work() -> dict[str, str]:
         made = convert(parse_job(Path(arguments[0]).read_text(encoding="utf-8")))
-        result, code = {"path": str(made)}, 0
         print(made)
-    except OSError as error:
-        result, code = {"error": "ModelError", "message": str(error), "where": "", "hint": ""}, 2
-        print(error, file=sys.stderr)
-    except EdgewiseError as error:
-        result = {"error": type(error).__name__, "message": error.message, "where": error.where, "hint": error.hint}
-        code = error.exit_code
-        print(error, file=sys.stderr)
-    if len(arguments) == 2:
-        answer = Path(arguments[1])
-        beside = answer.with_name(answer.name + ".part")  # an answer is whole or isn't there
-        beside.write_text(json.dumps(result), encoding="utf-8")
-        beside.replace(answer)
-    return code
+        return {"path": str(made)}
+
+    return answer(Path(arguments[1]) if len(arguments) == 2 else None, work)
 
 
 if __name__ == "__main__":
-    _die_with_parent()
+    die_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -11,8 +11,6 @@ from edgewise.config import Precision, RuntimeName
 from edgewise.deploy.config import REFUSED
 from edgewise.errors import ModelError
 
-PARENT = "EDGEWISE_CONVERT_PARENT"  # environment: the process that waits for the file
-
 
 @dataclass(frozen=True)
 class Source:

@@ -3,8 +3,7 @@
 It is asked for an Ampere GPU (compute capability 8.6), and answers with a log: which layers the engine has, what they
 were made of and what they compute in. Nothing here says how fast an engine is, and these engines run on no Jetson.
 
-``python -m edgewise.deploy.convert.rtx GRAPH SHAPE RESULT`` is one question, in a process of its own: a crash of the
-builder, or a build without end, stops nobody else.
+Each question is a process of its own: a crash of the builder, or a build without end, stops nobody else.
 """
 
 from __future__ import annotations
@@ -13,19 +12,17 @@ import importlib
 import importlib.util
 import json
 import re
-import signal
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from edgewise.deploy import child
 from edgewise.deploy.convert.executed import read_back
 from edgewise.deploy.convert.trt_build import build
-from edgewise.errors import ContractError, EdgewiseError
+from edgewise.errors import ContractError, EdgewiseError, ModelError
 
 # The wheels install the bindings under a name of their own; NVIDIA's archive has them as tensorrt_rtx.
 MODULES = ("tensorrt_rtx_bindings", "tensorrt_rtx")
@@ -74,19 +71,13 @@ def conformance(graph: Path, shape: tuple[int, ...], timeout_s: float = TIMEOUT_
     """
     if module_name() is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="edgewise-rtx-") as folder:
-        answer = Path(folder) / "answer.json"
-        size = "x".join(map(str, shape))
-        command = [sys.executable, "-m", "edgewise.deploy.convert.rtx", str(graph), size, str(answer)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False, text=True
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"TensorRT-RTX took longer than {timeout_s:g} s"}
-        if not answer.exists():
-            return {"error": f"TensorRT-RTX {_ended(done.returncode)}: {done.stderr.strip().splitlines()[-1:]}"}
-        told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    question = json.dumps({"graph": str(graph), "shape": shape})
+    try:
+        told = child.ask(
+            "edgewise.deploy.convert.rtx", question, what="TensorRT-RTX", where=graph.name, timeout_s=timeout_s
+        )
+    except ModelError as error:
+        return {"error": str(error)}
     if "refused" in told:
         raise ContractError(f"TensorRT-RTX: {told['refused']}", where=graph.name)
     layers = parse_layers(told["log"])
@@ -98,10 +89,6 @@ def conformance(graph: Path, shape: tuple[int, ...], timeout_s: float = TIMEOUT_
         "layers": [" ".join((layer.kind, *layer.inputs)) for layer in layers],
         **read_back(model, ((layer.nodes, layer.integer) for layer in computing)),
     }
-
-
-def _ended(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with code {code}"
 
 
 def parse_layers(log: str) -> list[EngineLayer]:
@@ -142,14 +129,13 @@ def ask(graph: Path, shape: tuple[int, ...]) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Answer one question; the exit code."""
-    if len(arguments) != 3:
-        print("usage: python -m edgewise.deploy.convert.rtx GRAPH.onnx 1x3x224x224 RESULT.json", file=sys.stderr)
+    if len(arguments) != 2:
+        print("usage: python -m edgewise.deploy.convert.rtx QUESTION.json ANSWER.json", file=sys.stderr)
         return 2
-    graph, size, answer = arguments
-    told = ask(Path(graph), tuple(int(part) for part in size.split("x")))
-    Path(answer).write_text(json.dumps(told), encoding="utf-8")
-    return 0
+    asked = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    return child.answer(Path(arguments[1]), lambda: ask(Path(asked["graph"]), tuple(asked["shape"])))
 
 
 if __name__ == "__main__":
+    child.die_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -41,6 +41,8 @@ FALL_DB = 6.0
 STEEP_DB = 12.0
 NEAR_DB = 10.0  # over the floor: where a steep fall counts
 BATCH = 8
+NAMELESS = "no layer of one has the name of a layer of the other: only the answers are compared"
+STRANGERS = "these don't look like two forms of one model: they have no layer in common, and their answers differ"
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ def _compare(one: Probe, other: Probe, inputs: NDArray[np.float32], batch: int, 
     rows = _rows(one.points, kept, sums)
     output = answers.layer("output", "output")
     floor = min(FLOOR_DB[one.precision], FLOOR_DB[other.precision])
-    bad, why = first_bad(rows, output, floor)
+    # Without a common layer, answers that differ say that these are two models, not which layer is to blame.
+    strangers = not rows and output.sqnr_db < floor
+    bad, why = (None, "") if strangers else first_bad(rows, output, floor)
     return Comparison(
         one=one.label,
         other=other.label,
@@ -157,7 +161,7 @@ def _compare(one: Probe, other: Probe, inputs: NDArray[np.float32], batch: int, 
         floor_db=floor,
         flips=flips if judged else None,
         unmatched=(_left(one.points, set(kept.values())), _left(other.points, set(kept))),
-        note="" if pairs else "no layer of one has the name of a layer of the other: only the answers are compared",
+        note=STRANGERS if strangers else "" if pairs else NAMELESS,
     )
 
 

@@ -24,11 +24,13 @@ class TensorSpec(NamedTuple):
 class Options(NamedTuple):
     """How to open a file. ``precision`` is what arithmetic may be used for float ops: ``float32`` is exact float
     everywhere, ``bfloat16`` is refused where it can't be had, ``default`` leaves it to the runtime (OpenVINO then takes
-    bf16 where the CPU has it)."""
+    bf16 where the CPU has it). ``threads`` are those of one stream; ``streams`` is how many inferences may run at once,
+    each in a session of ``Session.stream()``."""
 
     threads: int = 1
     precision: str = "float32"
     batch: int = 1
+    streams: int = 1
 
 
 class Session(Protocol):
@@ -44,10 +46,18 @@ class Session(Protocol):
 
     @property
     def settings(self) -> Dict[str, Any]:
-        """What the runtime says it does, read back after loading: threads, precision, providers, version."""
+        """What the runtime says it does, read back after loading: threads, precision, providers, version, ``streams``
+        (how many inferences may run at once) and ``streams_by`` (how)."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """One inference; feeds are numpy arrays of the inputs' dtypes."""
+
+    def stream(self) -> Session:
+        """One more session of the same open file, to run in another thread at the same time; closed by its own.
+
+        Raises:
+            MeasureError: there are ``Options.streams`` already, this one among them.
+        """
 
     def close(self) -> None:
         """Give the memory back."""
@@ -100,14 +110,37 @@ def check_options(options: Options, precisions: Tuple[str, ...] = PRECISIONS) ->
     """Check what every runtime can be asked for; ``precisions`` are those that this one has.
 
     Raises:
-        MeasureError: threads or batch under 1, or a precision that doesn't exist.
+        MeasureError: threads, batch or streams under 1, or a precision that doesn't exist.
     """
-    for name in ("threads", "batch"):
+    for name in ("threads", "batch", "streams"):
         value = getattr(options, name)
         if not isinstance(value, int) or value < 1:
             raise MeasureError("%s: expected a whole number from 1, got %r" % (name, value), where="options")
     if options.precision not in precisions:
         raise MeasureError("precision: expected %s, got %r" % (" or ".join(precisions), options.precision))
+
+
+class Streams:
+    """How many sessions of one open file there are; all of them share it."""
+
+    def __init__(self, allowed: int) -> None:
+        """The first session is there already."""
+        self.allowed = allowed
+        self.taken = 1
+
+    def take(self) -> None:
+        """Count one more.
+
+        Raises:
+            MeasureError: it was opened for fewer.
+        """
+        if self.taken >= self.allowed:
+            raise MeasureError(
+                "opened for %d streams, asked for one more" % self.allowed,
+                where="streams",
+                hint="open it with Options(streams=%d)" % (self.allowed + 1),
+            )
+        self.taken += 1
 
 
 def read_head(path: str, size: int) -> bytes:

@@ -2,7 +2,8 @@
 
 Runs on the CPU with XNNPACK, whose float kernels are float32 unless the file itself asks for less:
 ``Options.precision`` "default" means float32 too. The interpreter has no getter for its threads, so ``settings``
-repeats what was asked and says so. ``run`` copies inputs in and outputs out, so arrays stay valid.
+repeats what was asked and says so. ``run`` copies inputs in and outputs out, so arrays stay valid. A stream is another
+interpreter of the same file, with its own threads and its own packed weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
-from edgewise.deploy.runtimes.base import Options, TensorSpec, check_options, read_head, reason
+from edgewise.deploy.runtimes.base import Options, Streams, TensorSpec, check_options, read_head, reason
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "litert"
@@ -36,9 +37,11 @@ def missing() -> Optional[str]:
 class LitertSession:
     """An interpreter with its tensors allocated."""
 
-    def __init__(self, interpreter: Any, options: Options, library: str, version: str) -> None:
+    def __init__(self, interpreter: Any, options: Options, path: str, streams: Streams) -> None:
         """Note where the tensors lie."""
+        library, _, version = _library()
         self._interpreter = interpreter
+        self._opened = (path, options, streams)
         names = _signature_names(interpreter)
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         self.inputs = tuple(_spec(detail, names[0]) for detail in inputs)
@@ -53,6 +56,8 @@ class LitertSession:
             "threads_read_back": False,
             "precision": "float32",
             "batch": options.batch,
+            "streams": options.streams,
+            "streams_by": "an interpreter each",
         }
         # Which ops a delegate took over is known to a private method only; old versions lack it.
         if hasattr(interpreter, "_get_ops_details"):
@@ -66,6 +71,12 @@ class LitertSession:
             interpreter.set_tensor(index, feeds[name])
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in self._out}
+
+    def stream(self) -> LitertSession:
+        """One more interpreter of the same file."""
+        path, options, streams = self._opened
+        streams.take()
+        return _open(path, options, streams)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -86,7 +97,11 @@ def open(path: str, options: Options) -> LitertSession:
     # Without this mark the library may abort the process instead of raising.
     if read_head(path, 8)[4:] != b"TFL3":
         raise MeasureError("expected a .tflite file, found no TFL3 mark in it", where=path)
-    library, module, version = _library()
+    return _open(path, options, Streams(options.streams))
+
+
+def _open(path: str, options: Options, streams: Streams) -> LitertSession:
+    _, module, _ = _library()
     resized = False
     try:
         with _muted():
@@ -94,7 +109,7 @@ def open(path: str, options: Options) -> LitertSession:
             for detail in interpreter.get_input_details():
                 resized = _resize(interpreter, detail, options.batch, path) or resized
             interpreter.allocate_tensors()
-        return LitertSession(interpreter, options, library, version)
+        return LitertSession(interpreter, options, path, streams)
     except (ValueError, RuntimeError) as error:
         if not resized:
             raise MeasureError("LiteRT can't open it: %s" % reason(error), where=path) from error

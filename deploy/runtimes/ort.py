@@ -1,7 +1,9 @@
 """ONNX Runtime on the CPU. Python >= 3.8.
 
 One float arithmetic: ``Options.precision`` "default" means float32 too. The outputs of ``run`` are new arrays each
-time; inputs that are C-contiguous are read in place.
+time; inputs that are C-contiguous are read in place. Streams of one thread each are calls into one session, whose
+``run`` lets go of the interpreter's lock; streams of more threads are sessions of their own, for one session's calls
+would share its pool of threads.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
-from edgewise.deploy.runtimes.base import Options, TensorSpec, batched, check_options, read_head, reason
+from edgewise.deploy.runtimes.base import Options, Streams, TensorSpec, batched, check_options, read_head, reason
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "onnxruntime"
@@ -43,9 +45,12 @@ def missing() -> Optional[str]:
 class OrtSession:
     """An opened ``.onnx`` file."""
 
-    def __init__(self, session: Any, batch: int, path: str) -> None:
+    def __init__(self, session: Any, asked: Options, path: str, streams: Optional[Streams] = None) -> None:
         """Read back what the session does."""
         import onnxruntime
+
+        batch = asked.batch
+        self._opened = (path, asked, streams or Streams(asked.streams))
 
         options = session.get_session_options()
         self._session = session
@@ -63,12 +68,20 @@ class OrtSession:
             "precision": "float32",
             "batch": batch,
             "static_batch": all(isinstance(arg.shape[0], int) for arg in session.get_inputs()),
+            "streams": asked.streams,
+            "streams_by": "calls into one session" if asked.threads == 1 else "a session each",
         }
         self.settings.update((key, options.get_session_config_entry(key)) for key in CONFIG)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """One inference."""
         return dict(zip(self._names, self._session.run(self._names, feeds)))
+
+    def stream(self) -> OrtSession:
+        """One more: the same session where a stream has one thread, else another with its own pool."""
+        path, asked, streams = self._opened
+        streams.take()
+        return OrtSession(self._session if asked.threads == 1 else _load(path, asked), asked, path, streams)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -87,7 +100,7 @@ def open(path: str, options: Options) -> OrtSession:
         raise RuntimeMissing(absent)
     check_options(options)
     read_head(path, 1)
-    opened = OrtSession(_load(path, options), options.batch, path)
+    opened = OrtSession(_load(path, options), options, path)
     asked = dict(CONFIG, threads=options.threads, inter_op_threads=1, providers=PROVIDERS)
     for key, value in asked.items():
         if opened.settings[key] != value:

@@ -2,7 +2,8 @@
 
 ``Options.precision`` "float32" asks for exact float32, "bfloat16" for that and nothing else; "default" lets OpenVINO
 choose (bf16 where the CPU has it) and the choice is read back. ``run`` copies inputs into the request's own tensors and
-outputs out of them, so arrays stay valid.
+outputs out of them, so arrays stay valid. A stream is another infer request of the same compiled model, which has
+``Options.streams`` streams of ``Options.threads`` threads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 
-from edgewise.deploy.runtimes.base import PRECISIONS, Options, TensorSpec, batched, check_options, read_head, reason
+from edgewise.deploy.runtimes.base import (
+    PRECISIONS,
+    Options,
+    Streams,
+    TensorSpec,
+    batched,
+    check_options,
+    read_head,
+    reason,
+)
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "openvino"
@@ -49,9 +59,11 @@ def load_openvino() -> Any:
 class OvSession:
     """A compiled model with one infer request."""
 
-    def __init__(self, compiled: Any, batch: int) -> None:
+    def __init__(self, compiled: Any, batch: int, streams: Streams) -> None:
         """Make the request, and read back what it does."""
         request = compiled.create_infer_request()
+        self._compiled = compiled
+        self._streams = streams
         self.inputs = tuple(_spec(port) for port in compiled.inputs)
         self.outputs = tuple(_spec(port) for port in compiled.outputs)
         # Views on memory that the request owns: filling them is cheaper than handing over a new tensor each time.
@@ -66,8 +78,10 @@ class OvSession:
         self.settings: Dict[str, Any] = {
             "runtime": NAME,
             "version": load_openvino().__version__,
-            "threads": properties["INFERENCE_NUM_THREADS"],
+            "threads": properties["INFERENCE_NUM_THREADS"] // max(1, properties["NUM_STREAMS"]),
+            "threads_in_all": properties["INFERENCE_NUM_THREADS"],
             "streams": properties["NUM_STREAMS"],
+            "streams_by": "an infer request each",
             "precision": FLOATS.get(properties["INFERENCE_PRECISION_HINT"].get_type_name(), "dynamic"),
             "cpu_pinning": properties["ENABLE_CPU_PINNING"],
             # How many inputs share a scale where a matrix product has int8 weights: 0 leaves the inputs in float.
@@ -91,9 +105,14 @@ class OvSession:
             name: (request.get_output_tensor(i).data if view is None else view).copy() for name, view, i in self._out
         }
 
+    def stream(self) -> OvSession:
+        """One more infer request of the same compiled model."""
+        self._streams.take()
+        return OvSession(self._compiled, self.settings["batch"], self._streams)
+
     def close(self) -> None:
         """Give the memory back."""
-        self._in, self._out, self._request = [], [], None
+        self._in, self._out, self._request, self._compiled = [], [], None, None
 
 
 def open(path: str, options: Options) -> OvSession:
@@ -109,7 +128,11 @@ def open(path: str, options: Options) -> OvSession:
     check_options(options, (*PRECISIONS, "bfloat16"))
     _check_file(path)
     openvino = load_openvino()
-    asked: Dict[str, Any] = {"INFERENCE_NUM_THREADS": options.threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    asked: Dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": options.threads * options.streams,
+        "NUM_STREAMS": options.streams,
+        "ENABLE_CPU_PINNING": False,
+    }
     if options.precision != "default":
         wanted = openvino.Type.f32 if options.precision == "float32" else openvino.Type.bf16
         asked["INFERENCE_PRECISION_HINT"] = wanted
@@ -122,7 +145,7 @@ def open(path: str, options: Options) -> OvSession:
         shapes = {port: batched(_shape(port), options.batch, path) for port in model.inputs}
         model.reshape({port: [-1 if size is None else size for size in shape] for port, shape in shapes.items()})
         compiled = core.compile_model(model, "CPU", asked)
-        opened = OvSession(compiled, options.batch)
+        opened = OvSession(compiled, options.batch, Streams(options.streams))
     except MeasureError:
         raise
     except Exception as error:  # its frontends' errors share no base with its other ones

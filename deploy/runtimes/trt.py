@@ -3,7 +3,7 @@
 Written against the documented Python API and CUDA's runtime library; it has **not been run** on a GPU yet. TensorRT
 has no CPU threads to set, and a strongly typed engine fixes its precisions when it is built: ``Options.threads`` other
 than 1 and ``Options.precision`` other than "default" are refused. ``run`` includes both transfers and waits for the
-GPU; its outputs are new arrays.
+GPU; its outputs are new arrays. A stream is another execution context with its own buffers and CUDA stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from edgewise.deploy.runtimes import cudart
-from edgewise.deploy.runtimes.base import Options, TensorSpec, batched, check_options, read_head
+from edgewise.deploy.runtimes.base import Options, Streams, TensorSpec, batched, check_options, read_head
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "tensorrt"
@@ -41,10 +41,11 @@ def missing() -> Optional[str]:
 class TrtSession:
     """An execution context with its buffers on the GPU."""
 
-    def __init__(self, engine: Any, options: Options, path: str) -> None:
+    def __init__(self, engine: Any, options: Options, path: str, streams: Streams) -> None:
         """Allocate buffers for one batch."""
         import tensorrt
 
+        self._opened = (options, path, streams)
         self._cuda: Any = cudart.load()
         self._engine = engine
         self._context = engine.create_execution_context()
@@ -82,6 +83,8 @@ class TrtSession:
             "cuda_graph": False,
             "spin_wait": False,
             "includes_transfers": True,
+            "streams": options.streams,
+            "streams_by": "an execution context and a CUDA stream each",
         }
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
@@ -103,6 +106,12 @@ class TrtSession:
             self._copy(array.ctypes.data, self._buffers[name], array.nbytes, cudart.TO_HOST)
         cudart.check(cuda, cuda.cudaStreamSynchronize(stream), "waiting for the GPU")
         return outputs
+
+    def stream(self) -> TrtSession:
+        """One more execution context of the same engine."""
+        options, path, streams = self._opened
+        streams.take()
+        return TrtSession(self._engine, options, path, streams)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -149,7 +158,7 @@ def open(path: str, options: Options) -> TrtSession:
             where=path,
             hint="an engine runs only with the TensorRT version and the GPU it was built for: run build.sh here",
         )
-    return TrtSession(engine, options, path)
+    return TrtSession(engine, options, path, Streams(options.streams))
 
 
 def _shape(dims: Any) -> Tuple[Optional[int], ...]:

@@ -16,6 +16,7 @@ from edgewise.models.tasks.base import Float, Int, Split, Task
 from edgewise.models.tasks.config import Arrays
 
 Bytes = NDArray[np.uint8]
+SLICE = "slice_"  # before the name of what kind each test image is of
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class _Packed:
 
 def load_arrays(config: Arrays) -> Task:
     """Keys ``x_<split> y_<split>``, or ``jpeg_<split> length_<split> y_<split>``, for train, test and perhaps val;
-    ``class_names`` if there.
+    ``class_names`` and ``slice_<name>``, a word or number a test image, if there.
 
     Raises:
         DataError: the file or a key is missing, or what is in it can't be used.
     """
     where = str(config.path)
-    packed, class_names = _read(config.path)
+    packed, class_names, slices = _read(config.path)
     if config.val_size and "val" in packed:
         raise DataError("val_size is set, but the file has its own val split", where=where, hint="leave val_size out")
     classes = class_names or tuple(map(str, range(int(packed["train"].targets.max()) + 1)))
@@ -81,7 +82,8 @@ def load_arrays(config: Arrays) -> Task:
         ids = tuple(f"{source}-{place:05d}" for place in index)
         splits[name] = Pixels(ids, packed[source].targets[index], pixels, config.mean, config.std)
     channels, height, width = shape
-    return Task(config.path.stem, classes, (channels, height, width), splits, config.augment)
+    kinds = {name: tuple(map(str, values[parts["test"][1]])) for name, values in slices.items()}
+    return Task(config.path.stem, classes, (channels, height, width), splits, config.augment, slices=kinds)
 
 
 def spread(targets: Int, count: int) -> Int:
@@ -94,7 +96,7 @@ def spread(targets: Int, count: int) -> Int:
     return np.sort(by_class[places])
 
 
-def _read(path: Path) -> tuple[dict[str, _Packed], tuple[str, ...]]:
+def _read(path: Path) -> tuple[dict[str, _Packed], tuple[str, ...], dict[str, NDArray[Any]]]:
     where = str(path)
     try:
         # Opened here, because numpy leaves a file open where it is not a whole archive.
@@ -107,6 +109,7 @@ def _read(path: Path) -> tuple[dict[str, _Packed], tuple[str, ...]]:
             if any(key in keys for key in ("x_val", "jpeg_val")):
                 splits["val"] = _split(file, keys, "val", where)
             names = tuple(map(str, file["class_names"])) if "class_names" in keys else ()
+            slices = {key.removeprefix(SLICE): file[key] for key in keys if key.startswith(SLICE)}
     except FileNotFoundError:
         raise DataError("no such file", where=where, hint="check the path; it is relative to the recipe") from None
     except DataError:
@@ -117,7 +120,14 @@ def _read(path: Path) -> tuple[dict[str, _Packed], tuple[str, ...]]:
         raise DataError(
             what, where=where, hint="write it with numpy.savez(path, x_train=…, y_train=…), arrays of uint8"
         ) from cause
-    return splits, names
+    for name, values in slices.items():
+        if values.shape != splits["test"].targets.shape or values.dtype.kind not in "iuU":
+            raise DataError(
+                f"{SLICE}{name}: expected a word or a whole number for each of {len(splits['test'].targets)} test "
+                f"images, got {values.shape} of {values.dtype}",
+                where=where,
+            )
+    return splits, names, slices
 
 
 def _split(file: Any, keys: list[str], name: str, where: str) -> _Packed:

@@ -54,7 +54,8 @@ class Task:
     """Data, preprocessing, metric.
 
     ``splits`` holds ``train`` and ``test``, and ``val`` where there is one. ``score(outputs (N, K), targets (N,))``
-    gives one value a sample, so that scores can be paired; the metric is its mean.
+    gives one value a sample, so that scores can be paired; the metric is its mean. ``slices``: by name, what kind each
+    test sample is of, N words such as the weather, so that a budget can ask for every kind; classes need no saying.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Task:
     augment: Augment = field(default_factory=Augment)
     metric: str = "accuracy"
     score: Callable[[Float, Int], Float] = accuracy
+    slices: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -73,7 +73,7 @@ class Digits(Config):
 
 class Arrays(Config):
     """Images in one ``.npz``: ``x_train y_train x_test y_test`` (NHW, NHWC or NCHW uint8), or packed JPEG
-    (``jpeg_<split> length_<split> y_<split>``)."""
+    (``jpeg_<split> length_<split> y_<split>``); ``slice_<name>``, what kind each test image is of, for budgets."""
 
     kind: Literal["npz"] = "npz"
     path: Path

@@ -50,6 +50,11 @@ def check_task(task: Task, where: str) -> None:
         raise DataError("two classes have the same name", where=where)
     for name, split in task.splits.items():
         _check_split(split, task, f"{where} ({name})")
+    for name, words in task.slices.items():
+        if name == "class" or len(words) != len(task.splits["test"].ids):
+            have = f"{len(words)} words for {len(task.splits['test'].ids)} test samples"
+            what = "the classes are always one" if name == "class" else have
+            raise DataError(f"slices {name!r}: expected a word a test sample, under another name: {what}", where=where)
     if task.augment.randaugment is not None:
         pixel_scale(task.splits["train"], task.input_shape[0])
 

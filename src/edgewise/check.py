@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from edgewise.errors import ModelError, RecipeError
@@ -22,6 +23,13 @@ CONTRACTS = {
     "tensorrt": "edgewise.deploy.contracts.trt",
     "litert": "edgewise.deploy.contracts.litert",
 }
+ELSEWHERE = {
+    ".xml": "check the .onnx that it was made from, with --runtime openvino; what OpenVINO computes in integers stands "
+    "in the .report.json beside an .xml of ours",
+    ".json": "of a TensorRT bundle, check the .onnx in it",
+}
+MEANT = frozenset(("float-island", "stored-weight", "one-sided", "needless-conversion"))
+"""What a plan with float layers brings about at these layers themselves."""
 SUFFIXES = {".onnx": ("onnxruntime", "openvino", "tensorrt"), ".tflite": ("litert",)}
 
 
@@ -59,7 +67,8 @@ def check_file(path: Path, runtimes: Sequence[str] = (), float_layers: Sequence[
     """
     able = SUFFIXES.get(path.suffix)
     if able is None:
-        raise ModelError(f"expected a file of {', '.join(SUFFIXES)}, got {path.name!r}", where=str(path))
+        hint = ELSEWHERE.get(".json" if path.is_dir() else path.suffix, "")
+        raise ModelError(f"expected a file of {', '.join(SUFFIXES)}, got {path.name!r}", where=str(path), hint=hint)
     wrong = [name for name in runtimes if name not in able]
     if wrong:
         raise RecipeError(
@@ -116,3 +125,7 @@ def show(checked: Checked) -> None:
         print_table(("rule", "node", "module", "expected, and what came"), rows)
         for rule, mend in {item.rule: item.mend for item in found}.items():
             print(f"  {rule}: {mend}")
+        meant = dict.fromkeys(item.module or item.node for item in found if item.rule in MEANT)
+        if meant:
+            options = " ".join(f"--float-layer {quote(name)}" for name in meant)
+            print(f"  where a plan leaves these layers in float on purpose, say so: {options}")

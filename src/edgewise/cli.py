@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgewise.errors import NothingMeasured
 from edgewise.guard import guard
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Distil, prune, quantize and convert a model for edge devices, measure the files, and judge them by a budget.",
     epilog="Exit codes: 0 pass, 1 fail, 2 usage or input, 3 invalid, 4 inconclusive, 5 no device.",
 )
+KEPT_LAUNCHES = "finished launches are kept, and the same command goes on from there"
 KEPT = "finished stages are kept, and the same command goes on from there"
 
 
@@ -128,14 +130,14 @@ def run(
 
 @app.command()
 def report(run: Run, json: Json = False, debug: Debug = False) -> None:
-    """Write the report of a finished run again: HTML, Markdown, JSON, JUnit."""
+    """Write the report of a finished run, or of what 'bench --out' kept, again: HTML, Markdown, JSON, JUnit."""
     with guard(debug):
-        from edgewise import pipeline
+        from edgewise import reported
         from edgewise.bench.report.write import FILES
         from edgewise.output import print_json
 
         with _console(json):
-            page = pipeline.report(run)
+            page = reported.report(run)
         files = [page.parent / name for name in FILES if (page.parent / name).exists()]
         if json:
             print_json({"report": str(page), "files": [str(path) for path in files]})
@@ -145,61 +147,179 @@ def report(run: Run, json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The release before: a run, or a folder of 'bench --out'.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The release after: one of the same.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page, too.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Compare even what comes from different devices.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Set two releases side by side: answers paired by sample, sizes, memory, times, settings, verdicts.
+
+    Times are of different runs, so nothing is claimed of them: 'edgewise gate --against' measures both again.
+    """
+    with guard(debug):
+        from edgewise import compare_releases as room
+        from edgewise.output import print_json
+
+        with _console(json):
+            found = room.compare_releases(a, b, anyway=anyway)
+        if html is not None:
+            html.write_text(room.page(found), encoding="utf-8")
+        if json:
+            print_json(found)
+        else:
+            room.show(found)
+
+
+@app.command()
 def gate(
-    run: Run,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a finished run, or of 'edgewise bench --out'.")
+    ],
     budget: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A YAML budget. (default: the one in the run's recipe)")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RELEASE",
+            help="The release before: a run's or a bench's folder. Both are measured again. 'none': there is none.",
+        ),
+    ] = None,
+    on_inconclusive: Annotated[
+        str | None, typer.Option(metavar="fail|warn|pass", help="What INCONCLUSIVE makes of the exit code.")
+    ] = None,
+    on_invalid: Annotated[
+        str | None, typer.Option(metavar="fail|retry:N", help="Whether to measure again what is INVALID.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what each limit could be told from so few samples.")
+    ] = False,
     json: Json = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the checks as JUnit XML, too.")] = None,
+    verdict: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as JSON, too.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Annotate, and add to the step's summary. (default: in GitHub Actions)")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Judge a finished run by a budget, and say it in the exit code.
+    """Judge what was measured by a budget, and say it in the exit code.
 
     0 pass, 1 fail, 2 usage or input, 3 invalid, 4 inconclusive, 5 no device.
     """
     with guard(debug):
-        from edgewise import pipeline
+        from edgewise import gating
         from edgewise.output import print_json
-        from edgewise.results import show_verdict
+        from edgewise.results import show_prospects, show_verdict
 
-        with _console(json):
-            verdict = pipeline.gate_run(run, budget)
+        if plan:
+            with _console(json):
+                rows = gating.plan_gate(run, budget)
+            if json:
+                print_json(gating.to_json(rows))
+            else:
+                show_prospects(rows)
+            raise typer.Exit(0)
+        with _console(json) as console:
+            console.stage("gate")
+            judged = gating.gate_run(
+                run,
+                budget,
+                against=against,
+                on_inconclusive=on_inconclusive,
+                on_invalid=on_invalid,
+                tick=console.tick,
+            )
+        told = judged.verdict.to_json()
         if json:
-            print_json(verdict.to_json())
+            print_json(told)
         else:
-            show_verdict(verdict.to_json())
-        if junit is not None:
-            from edgewise.bench.report.junit import junit as as_junit
-
-            junit.write_text(as_junit(verdict, run.resolve().name), encoding="utf-8")
-        raise typer.Exit(verdict.exit_code)
+            show_verdict(told)
+        gating.write(judged, junit=junit, verdict=verdict, github=github, stdout_is_free=not json)
+        raise typer.Exit(judged.verdict.exit_code)
 
 
 @app.command()
 def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files to measure: .onnx, .xml or .tflite.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE... | RUN", help="Files to measure: .onnx, .xml or .tflite; or a finished run."),
+    ],
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="local, ssh://[user@]host[:port] or adb://SERIAL. (default: local)"),
+    ] = None,
     inputs: Annotated[
         Path | None, typer.Option(metavar="X.npy", help="float32 (N, C, H, W). (default: random numbers)")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads a file may use.")] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the raw measurements here.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads a file may use. (default: 1)")] = None,
+    launches: Annotated[int | None, typer.Option(min=1, help="Fresh processes a file, at least.")] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Measure until each p50 is known to this part of it, such as 0.02.")
+    ] = None,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="Also under load: single_stream, multi_stream, server, offline or sweep; may be repeated."),
+    ] = None,
+    p99_ms: Annotated[
+        float | None, typer.Option("--p99-ms", help="server: the budget of p99; sweep: where it ends, too.")
+    ] = None,
+    qps: Annotated[float | None, typer.Option(help="server: only this many queries a second, not the most.")] = None,
+    streams: Annotated[
+        int | None, typer.Option(help="server, offline, multi_stream: inferences that run at once. (default: 1)")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="edgewise|loadgen", help="Whose scheduler: ours, or MLPerf's LoadGen.")
+    ] = None,
+    benchmark_model: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="adb: LiteRT's benchmark_model for the phone's CPU.")
+    ] = None,
+    taskset: Annotated[str | None, typer.Option(metavar="MASK", help="adb: only these CPUs, such as f0.")] = None,
+    trtexec: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Time .engine files with this trtexec, on this machine.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the measurements here, for gate, report and compare.")
+    ] = None,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="One file against itself: how small a slowdown is found here?")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure files side by side, each in its own runtime and fresh processes: latency, memory, load time, size."""
-    with guard(debug):
-        from edgewise.bench_files import measure_files, show, summary
+    """Measure files side by side, each in its own runtime and fresh processes: latency, memory, load time, size.
+
+    The files of a finished run are measured with its test samples, as its recipe says but for what is given here.
+
+    0 measured, 2 usage or input, 3 a file could not be measured, 5 no device.
+    """
+    with guard(debug, kept=KEPT_LAUNCHES if out is not None else ""):
+        from edgewise import bench_scenarios, bench_selftest, bench_tools
+        from edgewise.bench.config import Bench
+        from edgewise.bench_files import show, summary
+        from edgewise.bench_run import bench_any, configured
         from edgewise.output import print_json
 
+        load = {"p99_ms": p99_ms, "qps": qps, "streams": streams, "engine": engine}
+        asked: dict[str, Any] = {"device": device, "threads": threads, "launches": launches, "precision": precision}
+        asked["scenarios"] = bench_scenarios.asked_scenarios(scenario or (), load)
         with _console(json) as console:
             console.stage("measure")
-            results = measure_files(files, inputs, threads, out, console.tick)
-            table = summary(results)
+            if selftest:
+                config = configured(Bench(), {key: value for key, value in asked.items() if value is not None})
+                found = bench_selftest.against_itself(files, inputs, config, out, console.tick)
+                (print_json if json else bench_selftest.show)(found)
+                return
+            tools = bench_tools.Tools(benchmark_model, taskset, trtexec)
+            other = bench_tools.bench_with_tool(files, asked, inputs, tools, out, console.tick)
+            table = other or summary(bench_any(files, inputs, asked, out, console.tick))
         if json:
             print_json(table)
         else:
-            show(table)
+            (show if other is None else bench_tools.show)(table)
+        raise typer.Exit(NothingMeasured.exit_code if any(row["error"] for row in table["files"]) else 0)
 
 
 @app.command()
@@ -238,7 +358,8 @@ def inspect(
     ],
     other: Annotated[Path, typer.Argument(metavar="B", help="What is judged: one of the same, of the same model.")],
     inputs: Annotated[
-        Path | None, typer.Option(metavar="X.npy", help="float32 (N, C, H, W). (default: random numbers)")
+        Path | None,
+        typer.Option(metavar="X.npy", help="float32 (N, C, H, W). (default: those of A's or B's run, else random)"),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many samples, from the first on.")] = 32,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the picture, too.")] = None,
@@ -294,18 +415,26 @@ def check(
 
 
 @app.command()
-def doctor(json: Json = False, debug: Debug = False) -> None:
+def doctor(
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Look at a device instead: ssh://[user@]host[:port].")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Say which runtimes work here, what this machine is like, and how to get what is missing."""
     with guard(debug):
         from edgewise import doctor as room
         from edgewise.output import print_json, stdout_for_results
 
         with stdout_for_results():
-            health = room.examine()
+            health = room.examine() if device is None or device == "local" else room.examine_device(device)
         if json:
             print_json(health.as_json())
-        else:
+        elif isinstance(health, room.Health):
             room.show(health)
+        else:
+            room.show_device(health)
 
 
 @app.command()

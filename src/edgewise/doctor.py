@@ -95,6 +95,70 @@ def examine() -> Health:
     )
 
 
+@dataclass(frozen=True)
+class DeviceHealth:
+    """What ``doctor --device`` found there. ``runtimes``: by name, None where files can be measured, else why not."""
+
+    name: str
+    device: dict[str, Any]
+    state: dict[str, Any]
+    versions: dict[str, str]
+    cpus: int
+    instructions: list[str]
+    runtimes: dict[str, str | None]
+    advice: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def examine_device(text: str) -> DeviceHealth:
+    """Look at a device: what a measurement there would meet.
+
+    Raises:
+        DeviceError: it can't be reached, is in use, or has no Python for the agent.
+    """
+    from edgewise.bench.devices.base import open_device
+
+    with open_device(text) as device:
+        there, cpus = device.probe(), device.cpus()
+        runtimes = device.runtimes(list(_RUNTIMES))
+    about = there["device"]
+    return DeviceHealth(
+        name=text,
+        device=about,
+        state=there["state"],
+        versions=there["versions"],
+        cpus=cpus,
+        instructions=[words for flag, words in _INSTRUCTIONS.items() if flag in about["flags"]],
+        runtimes=runtimes,
+        advice=advise(about),
+    )
+
+
+def show_device(health: DeviceHealth) -> None:
+    """Print it for a person."""
+    from edgewise.output import print_table
+
+    device, versions = health.device, health.versions
+    memory = "" if device["memory_bytes"] is None else f", {device['memory_bytes'] / 2**30:.1f} GiB"
+    print(f"{health.name}: Python {versions['python']}, {device['os']}, kernel {device['kernel']}")
+    print(f"{device['cpu']}: {health.cpus} cores to use{memory}")
+    print(f"instructions: {', '.join(health.instructions) or 'unknown'}\n")
+    rows = [
+        (name, "yes" if why is None else "no", versions.get(_RUNTIMES[name][0], "-"))
+        for name, why in health.runtimes.items()
+    ]
+    print_table(("runtime", "runs there", "version"), rows)
+    for why in health.runtimes.values():
+        if why is not None:
+            print(f"\n{why}")
+    for text in health.advice:
+        print(f"\nnote: {text}")
+    sys.stdout.flush()
+
+
 def _runtime(name: str) -> RuntimeState:
     from edgewise.deploy import runtimes
 

@@ -9,7 +9,8 @@
     ├── ContractError        a graph that a runtime would refuse, or silently run in float
     ├── RuntimeMissing       an optional runtime isn't installed here
     ├── MeasureError         a measurement that could not be made
-    └── DeviceUnavailable    exit code 5
+    │   └── NothingMeasured  exit code 3
+    └── DeviceError          exit code 5
 
 This file is the one leaf that every room may import; it runs on Python 3.8, because the device agent carries it.
 """
@@ -71,7 +72,13 @@ class MeasureError(EdgewiseError):
     """A measurement could not be made, or a file can't run."""
 
 
-class DeviceUnavailable(EdgewiseError):
-    """The device to measure on doesn't answer."""
+class NothingMeasured(MeasureError):
+    """Not one file could be measured: each one's process died, hung or refused."""
+
+    exit_code = 3
+
+
+class DeviceError(EdgewiseError):
+    """The device to measure on can't be used: no answer, a broken link, in use, full, or without what it needs."""
 
     exit_code = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from edgewise.bench import format as say
 from edgewise.bench.stats import wilson
 from edgewise.bench_files import RUNTIMES, read_inputs
 from edgewise.deploy.inspect.base import Probe
-from edgewise.deploy.inspect.compare import compare_layers
+from edgewise.deploy.inspect.compare import FLOOR_DB, STRANGERS, compare_layers
 from edgewise.deploy.inspect.open import open_probe
 from edgewise.errors import DataError
 from edgewise.output import print_table
@@ -22,17 +23,23 @@ RANDOM = (
     "random numbers went in: no net has learnt anything about these, so its layers saturate elsewhere and answers flip "
     "more than on real samples; give some with --inputs X.npy"
 )
+UNJUDGED = (
+    "random numbers leave the ranges that INT8 was calibrated for, so a layer that looks bad here may be fine on real "
+    "samples; give some with --inputs X.npy"
+)
 
 
 def inspect_files(
     one: Path, other: Path, inputs: Path | None, samples: int, tick: Tick
 ) -> tuple[dict[str, Any], list[str]]:
     """Compare two forms of one model; the comparison as JSON, with the interval of flipped answers, and warnings.
+    ``no_verdict`` says why no layer is judged, where none is.
 
     Args:
         one: what is right: a saved model's folder, ``.onnx``, ``.xml``, ``.tflite`` or a TensorRT bundle.
         other: what is judged, one of the same.
-        inputs: ``.npy`` float32 (N, C, H, W); random numbers by default.
+        inputs: ``.npy`` float32 (N, C, H, W); by default those of the run that one of the two lies in, else random
+            numbers.
         samples: how many of them, from the first on.
         tick: told of the progress.
 
@@ -41,6 +48,8 @@ def inspect_files(
         RuntimeMissing: a file's runtime isn't installed.
         DataError: the inputs don't fit, or the two take different ones.
     """
+    if inputs is None:
+        inputs = run_inputs(one) or run_inputs(other)
     given = None if inputs is None else read_inputs(inputs)[:samples]
     probes: list[Probe] = []
     try:
@@ -54,8 +63,24 @@ def inspect_files(
     found = compare_layers(probes[0], probes[1], array, tick=tick)
     interval = wilson(found.flips, found.n) if found.flips is not None else None
     table = {**found.to_json(), "inputs": str(inputs) if inputs else "random", "flip_rate": interval and vars(interval)}
+    table["no_verdict"] = found.note if found.note == STRANGERS else ""
+    if inputs is None and found.floor_db <= FLOOR_DB["int8"]:
+        table |= {"first_bad": None, "why": "", "no_verdict": table["no_verdict"] or UNJUDGED}
     warnings = [RANDOM] if inputs is None else []
     return table, warnings + ([found.note] if found.note else [])
+
+
+def run_inputs(path: Path) -> Path | None:
+    """The test inputs of the finished run that ``path`` lies in; None where it lies in none."""
+    for folder in path.resolve().parents:
+        if folder.name == "stages" and (folder.parent / "run.json").is_file():
+            try:
+                steps = json.loads((folder.parent / "run.json").read_text(encoding="utf-8"))["steps"]
+                found = [folder.parent / step["folder"] / "inputs.npy" for step in steps if step["name"] == "samples"]
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+            return next((inputs for inputs in found if inputs.is_file()), None)
+    return None
 
 
 def show(table: dict[str, Any]) -> None:
@@ -81,7 +106,9 @@ def show(table: dict[str, Any]) -> None:
     if table["flips"] is not None:
         ends = say.span(table["flip_rate"], "fraction")
         print(f"answers flipped: {table['flips']} of {table['n']} ({ends})")
-    if table["first_bad"]:
+    if table["no_verdict"]:
+        print(f"no verdict: {table['no_verdict']}")
+    elif table["first_bad"]:
         print(f"first bad layer: {table['first_bad']}: {table['why']}")
     else:
         print(f"no bad layer: none of {len(table['rows'])} is under {table['floor_db']:.0f} dB")

@@ -12,27 +12,38 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise import artifact
 from edgewise.artifact import Artifact
-from edgewise.errors import ArtifactError, ContractError, EdgewiseError, ModelError, RecipeError, RuntimeMissing
+from edgewise.config import Config
+from edgewise.errors import (
+    ArtifactError,
+    ContractError,
+    EdgewiseError,
+    MeasureError,
+    ModelError,
+    RecipeError,
+    RuntimeMissing,
+)
 from edgewise.models.tasks.base import Task
+from edgewise.outlook import check_power
 from edgewise.plan import Step, latency_goal, plan, without
 from edgewise.recipe import Recipe
 from edgewise.stages.layers import layers
 from edgewise.stages.rehearse import rehearse
-from edgewise.stages.ship import convert, export, measure, triton
+from edgewise.stages.ship import convert, export, measure, samples, triton
 from edgewise.stages.work import Work
 from edgewise.told import beside
 
 if TYPE_CHECKING:
-    from edgewise.bench.config import Budget
     from edgewise.bench.gate import Verdict
+    from edgewise.bench.gate.config import Budget
     from edgewise.bench.pick import Pick
-    from edgewise.bench.record import Context
+    from edgewise.bench.record import Context, Results
     from edgewise.console import Console
     from edgewise.recipe_file import LoadedRecipe
 
@@ -133,7 +144,9 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
         to_do = [step for step in steps if not artifact.stage_folder(root, step.name, keys[step.name]).exists()]
         if to_do:
             _require(recipe)
-        if any(step.trains for step in to_do):
+        if recipe.bench.device != "local" and any(step.work is measure for step in to_do):
+            _require_device(recipe)
+        if any(isinstance(step.config, Config) for step in to_do):  # a stage that makes a model
             rehearse(recipe, task())
         done: dict[str, Artifact] = {}
         failed: dict[str, str] = {}
@@ -179,6 +192,8 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
             seconds = time.monotonic() - started
             ran.append(Ran(step.name, key, seconds, found is not None, made.folder))
             console.stage(step.name, reused=found is not None, seconds=seconds)
+            if step.work is samples:
+                check_power(recipe, made.folder, root, console)
             _tell_accuracy(made, done["samples"], console)
         record = {
             "format": 1,
@@ -234,7 +249,7 @@ def _candidates(steps: Sequence[Step], failed: Mapping[str, str]) -> dict[str, s
     return {name: failed[name].splitlines()[0] for name in names if name in failed}
 
 
-def _unjudged(limits: Budget, record: Mapping[str, Any]) -> dict[str, str]:
+def unjudged(limits: Budget, record: Mapping[str, Any]) -> dict[str, str]:
     """Of the candidates that could not be made, those that ``limits`` is about: by default INT8 files, where the recipe
     has any, as for those that were made."""
     lost: dict[str, str] = record.get("unjudged") or {}
@@ -245,14 +260,14 @@ def _unjudged(limits: Budget, record: Mapping[str, Any]) -> dict[str, str]:
     return integer if integer or made else lost
 
 
-def _tell_accuracy(made: Artifact, samples: Artifact, console: Console) -> None:
+def _tell_accuracy(made: Artifact, held: Artifact, console: Console) -> None:
     """What the stage's model is worth; loudly where a trained one is hardly better than guessing."""
     metrics = made.metrics
     if "accuracy" not in metrics:
         return
     value, low, high = (100 * metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
     console.line(f"{made.name}: {value:.2f} % of {metrics['samples']} test samples ({low:.2f} to {high:.2f})")
-    guessing = 100 / len(json.loads(samples.file("samples.json").read_text())["classes"])
+    guessing = 100 / len(json.loads(held.file("samples.json").read_text())["classes"])
     trained = made.file("history.json").exists()
     if trained and low < guessing + 0.1 * (100 - guessing):
         console.warn(
@@ -272,7 +287,7 @@ def _require(recipe: Recipe) -> None:
         missing = get(target.runtime).missing()
         if missing is not None and target.runtime != "tensorrt":  # a TensorRT bundle is made without the runtime
             raise RuntimeMissing(missing, where=f"deploy.targets: {target.runtime}", hint="edgewise doctor")
-    threads = {"bench.threads": recipe.bench.threads}
+    threads = {"bench.threads": recipe.bench.threads} if recipe.bench.device == "local" else {}
     for place, stage in enumerate(recipe.stages):
         goal = latency_goal(stage)
         if goal is not None:
@@ -289,6 +304,15 @@ def _require(recipe: Recipe) -> None:
                 where=where,
                 hint="more threads than CPUs would only measure how they wait for each other",
             )
+
+
+def _require_device(recipe: Recipe) -> None:
+    """Reach the device that the files are measured on before hours of training, not after."""
+    from edgewise.bench.devices.base import open_device, require_runtimes
+
+    wanted = {target.runtime for target in recipe.deploy.targets} - {"tensorrt"}
+    with open_device(recipe.bench.device) as device:
+        require_runtimes(device, wanted or {"onnxruntime"}, all_of=True)
 
 
 def _make(step: Step, key: str, root: Path, work: Callable[..., Work], parents: Mapping[str, Artifact]) -> Artifact:
@@ -330,9 +354,13 @@ def _train_along(step: Step, key: str, root: Path, work: Callable[..., Work], ra
 
 def _check_parity(recipe: Recipe, done: Mapping[str, Artifact], page: Path) -> None:
     """Float32 files must follow torch. Judged once everything is sealed and reported: no measurement is lost."""
-    limit = recipe.deploy.min_sqnr_db
+    from edgewise.bench.record import load_results
+
+    limit, answers = recipe.deploy.min_sqnr_db, load_results(done["measure"].folder).answers
     for name, rows in json.loads(done["measure"].file("parity.json").read_text()).items():
         row = rows[0]
+        if "-float32" in name and answers[name].error is not None:
+            raise MeasureError(f"it could not be held against {row['against']}: {answers[name].error}", where=name)
         if "-float32" in name and (row["sqnr_db"] is None or row["sqnr_db"] < limit):
             told = "NaN or infinity" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB, {row['flips']} flips"
             raise ContractError(
@@ -349,7 +377,7 @@ def _write(path: Path, value: Any) -> None:
     beside.replace(path)
 
 
-def _opened(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Artifact]]:
+def opened(folder: Path) -> tuple[Recipe, dict[str, Any], dict[str, Artifact]]:
     """A finished run: its recipe, its record, its artifacts.
 
     Raises:
@@ -376,26 +404,8 @@ def report(folder: Path) -> Path:
     Raises:
         ArtifactError: ``folder`` isn't a finished run, or its artifacts changed.
     """
-    recipe, record, done = _opened(folder)
+    recipe, record, done = opened(folder)
     return _report(folder, recipe, done, record, always=True).page
-
-
-def gate_run(folder: Path, budget: Path | None) -> Verdict:
-    """Judge a finished run by a budget file, or by the budget in its recipe.
-
-    Raises:
-        ArtifactError: ``folder`` isn't a finished run.
-        RecipeError: no budget, or one with mistakes.
-    """
-    from edgewise.bench.gate import gate
-    from edgewise.bench.record import load_results
-    from edgewise.recipe_file import load_budget
-
-    recipe, record, done = _opened(folder)
-    limits = load_budget(budget) if budget is not None else recipe.budget
-    if limits is None:
-        raise RecipeError("the recipe has no budget", where=str(folder), hint="give one with --budget FILE")
-    return gate(limits, load_results(done["measure"].folder), _unjudged(limits, record))
 
 
 @dataclass(frozen=True)
@@ -412,14 +422,15 @@ def _report(
     out: Path, recipe: Recipe, done: Mapping[str, Artifact], record: Mapping[str, Any], *, always: bool = False
 ) -> _Told:
     """Judge and write the report, unless the one there was made from the same measurement, budget and recipe."""
-    from edgewise.bench.pick import Pick, pick
+    from edgewise.bench.pick import Pick
 
     page = out / "report.html"
     limits = recipe.budget.model_dump(mode="json") if recipe.budget else None
+    today = date.today().isoformat() if recipe.budget and recipe.budget.waivers else None  # they expire
     mark = artifact.sha256_json(
         [
             *(done["measure"].key, done["measure"].digest, limits, record["text"], record["choices"]),
-            *(record.get("failed"), artifact.versions(), done["layers"].digest if "layers" in done else None),
+            *(record.get("failed"), artifact.versions(), done["layers"].digest if "layers" in done else None, today),
         ]
     )
     stamp = out / ".report"
@@ -431,13 +442,10 @@ def _report(
         except (ValueError, KeyError, TypeError):
             pass  # damaged: the report is written again
 
-    from edgewise.bench.gate import gate, slower_than_float
-    from edgewise.bench.record import load_results
+    from edgewise.bench.gate import slower_than_float
     from edgewise.bench.report.write import write_report
 
-    results = load_results(done["measure"].folder)
-    verdict = gate(recipe.budget, results, _unjudged(recipe.budget, record)) if recipe.budget else None
-    picked = pick(results, verdict)
+    results, verdict, picked = _judged(recipe, done, record)
     write_report(results, verdict, _context(recipe, done, record, picked), out)
     told = verdict.to_json() if verdict else None
     warnings = slower_than_float(results)
@@ -445,11 +453,35 @@ def _report(
     return _Told(page, told, warnings, picked)
 
 
+def judged(folder: Path) -> tuple[Results, Verdict | None, Context]:
+    """What a finished run measured, what its own budget says of it, and what a report is told beside that.
+
+    Raises:
+        ArtifactError: ``folder`` isn't a finished run, or its artifacts changed.
+    """
+    recipe, record, done = opened(folder)
+    results, verdict, picked = _judged(recipe, done, record)
+    return results, verdict, _context(recipe, done, record, picked)
+
+
+def _judged(
+    recipe: Recipe, done: Mapping[str, Artifact], record: Mapping[str, Any]
+) -> tuple[Results, Verdict | None, Pick]:
+    from edgewise.bench.gate import gate
+    from edgewise.bench.pick import pick
+    from edgewise.bench.record import load_results
+
+    results = load_results(done["measure"].folder)
+    verdict = gate(recipe.budget, results, unjudged(recipe.budget, record)) if recipe.budget else None
+    return results, verdict, pick(results, verdict)
+
+
 def _context(recipe: Recipe, done: Mapping[str, Artifact], record: Mapping[str, Any], picked: Pick) -> Context:
     """What the report tells beside the measurements: the journey, parity, bundles, versions."""
     from edgewise.bench.record import BundleRow, Context, JourneyRow, ParityRow
 
     journey, bundles, notes, integer = [], [], list(record["choices"]), {}
+    entries = done["measure"].config["files"]
     for name, made in done.items():
         metrics = made.metrics
         if "accuracy" in metrics:
@@ -464,6 +496,11 @@ def _context(recipe: Recipe, done: Mapping[str, Artifact], record: Mapping[str, 
                     n=metrics["samples"],
                     size_bytes=made.files["model.safetensors"]["size_bytes"],
                     note=f"made in {made.seconds:.0f} s",
+                    files=tuple(
+                        entry["name"]
+                        for entry in entries
+                        if entry["against"] == name and entry["precision"] == "float32"
+                    ),
                 )
             )
         notes += [f"{name}: {line}" for line in metrics.get("told", ())]

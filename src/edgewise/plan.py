@@ -223,13 +223,15 @@ def _add_triton(steps: list[Step], recipe: Recipe, files: list[Wanted]) -> None:
 def _add_measure(steps: list[Step], recipe: Recipe, files: list[Wanted]) -> None:
     from edgewise.bench.provenance import versions as runtime_versions
 
+    # Numbers of another device are other numbers. One that isn't here is known by its address, which `bench` holds.
+    here = recipe.bench.device == "local"
     config = {
         "files": [asdict(file) for file in files],
         "bench": recipe.bench.model_dump(mode="json"),
-        "device": _device(),  # numbers of another device are other numbers
+        "device": _device() if here else None,
     }
     needed = ["samples", *dict.fromkeys(file.against for file in files), *(file.name for file in files)]
-    versions = {**artifact.versions(), **runtime_versions()}
+    versions = {**artifact.versions(), **(runtime_versions() if here else {})}
     steps.append(Step("measure", ship.measure, config, {name: name for name in needed}, versions, {}))
 
 
@@ -324,13 +326,26 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
     return found
 
 
+def judged_names(recipe: Recipe) -> list[str]:
+    """Names of the files that the recipe's budget will judge: those it names, else INT8 candidates, else all."""
+    if recipe.budget is not None and recipe.budget.files is not None:
+        return list(recipe.budget.files)
+    changed = recipe.student or any(not isinstance(stage, (Quantize, Assistant)) for stage in recipe.stages)
+    float_model = "student" if changed else "teacher"
+    files = wanted_files(recipe, "teacher", float_model, None)
+    candidates = [file for file in files if file.role == "candidate" and file.runtime != "tensorrt"]
+    return [file.name for file in candidates if file.precision.startswith("int8")] or [one.name for one in candidates]
+
+
 def _check_budget(recipe: Recipe, files: list[Wanted]) -> None:
     """Say before hours of training that the budget can't be judged."""
     if recipe.budget is None:
         return
-    limits = recipe.budget.model_dump(exclude={"files"}, exclude_none=True)
-    if not limits:
+    if recipe.budget.empty:
         raise RecipeError("the budget sets no limit", where="budget", hint="for instance max_accuracy_drop_pp: 1.0")
+    for limits in recipe.budget.sliced:
+        if limits.file is not None and not limits.file.is_file():
+            raise RecipeError(f"expected a CSV file, got nothing at {limits.file}", where="budget.slices.file")
     measured = [file.name for file in files if file.runtime != "tensorrt"]
     candidates = [file.name for file in files if file.runtime != "tensorrt" and file.role == "candidate"]
     unknown = sorted(set(recipe.budget.files or ()) - set(measured))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from edgewise.bench.config import Bench, Budget
+from edgewise.bench.config import Bench
+from edgewise.bench.gate.config import Budget
 from edgewise.compress.config import (
     Assistant,
     BornAgain,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from edgewise import profiles
-from edgewise.bench.config import Budget
+from edgewise.bench.gate.config import Budget
 from edgewise.errors import RecipeError
 from edgewise.recipe import Recipe
 from edgewise.recipe_words import did_you_mean, mistakes, sentence
@@ -54,12 +54,31 @@ def load_budget(path: Path) -> Budget:
     Raises:
         RecipeError: all mistakes together, each with its place and line.
     """
-    document = read_document(path)
+    document = _budget_of(read_document(path))
+    budget = _with_absolute_paths(_validate(Budget, document, path, []), path.parent.resolve())
+    for limits in budget.sliced:
+        if limits.file is not None and not limits.file.is_file():
+            raise RecipeError(f"expected a CSV file, got nothing at {limits.file}", where=f"{path}: slices.file")
+    return budget
+
+
+def budget_lines(path: Path) -> dict[str, int]:
+    """The line in the file of each key of a budget, such as ``release.max_latency_ratio``.
+
+    Raises:
+        RecipeError: it isn't a YAML mapping.
+    """
+    document = _budget_of(read_document(path))
+    return {".".join(map(str, place)): line for place, line in document.lines.items() if place}
+
+
+def _budget_of(document: Document) -> Document:
+    """What stands below ``budget:``, or all of it."""
     below = document.data.get("budget")
-    if isinstance(below, dict):
-        lines = {place[1:]: line for place, line in document.lines.items() if place[0] == "budget"}
-        document = Document(below, lines, document.text)
-    return _validate(Budget, document, path, [])
+    if not isinstance(below, dict):
+        return document
+    lines = {place[1:]: line for place, line in document.lines.items() if place[0] == "budget"}
+    return Document(below, lines, document.text)
 
 
 def _validate(model: type[Model], document: Document, path: Path, found: list[tuple[int, str]]) -> Model:
@@ -129,7 +148,7 @@ def _absolute(path: Path, base: Path) -> Path:
         return base / path
 
 
-def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
+def _with_absolute_paths(recipe: Model, base: Path) -> Model:
     def absolute(value: Any) -> Any:
         """The same with every path absolute, wherever in the recipe it stands."""
         if isinstance(value, Path):
@@ -142,5 +161,5 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
             return value.model_copy(update=changed) if changed else value
         return value
 
-    found: Recipe = absolute(recipe)
+    found: Model = absolute(recipe)
     return found

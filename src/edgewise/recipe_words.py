@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from edgewise.bench.gate.config import ON_INVALID
 from edgewise.models.config import IMPORT_PATH
 from edgewise.recipe_yaml import Document, Place, dotted, named
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 _PATTERNS = {
+    ON_INVALID: "fail, or retry:N with N from 1 to 9",
     IMPORT_PATH: "text like package.module:name",
     "^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, '.', '_' and '-'",
 }
@@ -118,6 +120,8 @@ def expected(schema: Schema, root: Schema) -> str:
         return f"a mapping of {names}" if names else "a mapping"
     if schema.get("format") == "path":
         return "a path"
+    if schema.get("format") == "date":
+        return "a date such as 2027-03-31"
     if schema.get("pattern") in _PATTERNS:
         return _PATTERNS[schema["pattern"]]
     bounds = [f"{sign} {schema[key]:g}" for key, sign in _BOUNDS.items() if key in schema]

@@ -118,9 +118,10 @@ def _pruning(name: str, config: Any, pruned: dict[str, Any]) -> list[GoalRow]:
 
 
 def _report(made: Artifact) -> dict[str, Any] | None:
-    """A conversion's report."""
+    """A conversion's report; of a TensorRT bundle, what its manifest holds of TensorRT-RTX's."""
+    main = made.metrics.get("main")
     name = next((name for name in made.files if name.endswith(".report.json")), None)
-    if name is None or not made.metrics.get("main"):
+    if not main or (name is None and not main.endswith(".json")):
         return None
-    told: dict[str, Any] = json.loads(made.file(name).read_text())
-    return told
+    told: dict[str, Any] = json.loads(made.file(name or main).read_text())
+    return {**told, **(told.get("conformance") or {})}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,28 @@ import pytest
 
 from edgewise.bench.config import Bench
 from edgewise.bench.provenance import provenance
-from edgewise.bench.record import Answers, Block, FileUnderTest, Launch, Measurement, Phase, Results, file_stem
+from edgewise.bench.record import (
+    AgreementRow,
+    Answers,
+    Block,
+    BundleRow,
+    Context,
+    Energy,
+    FileUnderTest,
+    GoalRow,
+    JourneyRow,
+    Launch,
+    LayerRow,
+    LayersRow,
+    Measurement,
+    ParityRow,
+    Phase,
+    PlanRow,
+    Results,
+    ScenarioResult,
+    file_stem,
+)
+from edgewise.bench.slices import keep, named
 
 PHASES = ("import", "load", "first_inference", "warmup", "steady", "unload")
 
@@ -29,7 +54,12 @@ def _launch(index: int, random: np.random.Generator, ms: float, runs: int, peak:
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Callable[..., Results]:
-    """``made_up({"name": {ms, size, scores, role, ...}}) -> Results``, scores on disk, the float files given.
+    """``made_up({"name": {ms, size, scores, role, ...}}) -> Results``, scores on disk, the float files given."""
+    return _made_up_in(tmp_path)
+
+
+def _made_up_in(tmp_path: Path) -> Callable[..., Results]:
+    """What makes results up in a folder.
 
     ``teacher`` 10 ms, 1,000,000 bytes; ``student`` 4 ms, 400,000 bytes; both right on all 2,000 samples. ``cut``: how
     many times longer than its CPU time an inference took, because the scheduler gave the CPU to others.
@@ -62,7 +92,8 @@ def made_up(tmp_path: Path) -> Callable[..., Results]:
             )
             error = row.get("error")
             ms, peak, cut = row.get("ms", 2.0), row.get("peak", 50_000_000), row.get("cut", 1.0)
-            launches = [_launch(i, random, ms, runs, peak, cut) for i in range(row.get("launches", 0 if error else 3))]
+            count = row.get("launches", 0 if error else 3)
+            launches = [_launch(i, random, ms, row.get("runs", runs), peak, cut) for i in range(count)]
             measurements[name] = Measurement(
                 name, 1, row.get("threads", 1), tuple(launches), tuple(row.get("flags", ())), error
             )
@@ -86,13 +117,155 @@ def made_up(tmp_path: Path) -> Callable[..., Results]:
 
 
 @pytest.fixture
+def rich(tmp_path: Path) -> tuple[Results, Any, Context]:
+    """Results, verdict and context with something in every part of a report, and names that are no markup."""
+    return _rich(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def rich_in() -> Callable[[Path], tuple[Results, Any, Context]]:
+    """The same, in the folder that is asked for."""
+    return _rich
+
+
+def _rich(folder: Path) -> tuple[Results, Any, Context]:
+    made_up = _made_up_in(folder)
+    from edgewise.bench.gate import gate
+    from edgewise.bench.gate.config import Budget, ScenarioLimit, SliceLimit, Waiver
+
+    evil = "<script>window.caught=1</script>|`$x$` & co"
+    results = made_up(
+        {
+            "small": {"scores": _lost(20), "runtime": "openvino", "flags": ["contended", "drift"], "cut": 1.5},
+            evil: {"scores": _lost(25), "ms": 6.0, "runtime": "litert"},
+            "dead": {"error": "dead: the process died <b>badly</b>"},
+            "lame": {"error": "lame: one launch | died", "launches": 2, "ms": 4.0},
+            "few": {"launches": 1, "runs": 1},
+        }
+    )
+    origin = 77_000_000_000
+    for name, found in results.measurements.items():
+        launches = [
+            replace(
+                launch,
+                pss_bytes=40_000_000,
+                blocks=tuple(
+                    replace(block, start_ns=origin + 9_000_000_000 * launch.index + 200_000_000 * block.round)
+                    for block in launch.blocks
+                ),
+            )
+            for launch in found.launches
+        ]
+        loads = tuple(_scenario(*row) for row in LOADS) if name == "small" else ()
+        energy = Energy("INA3221", f"VDD_IN {evil}", 0.0123, 0.0119, 0.0127, 4.86, 3, evil) if name == "small" else None
+        results.measurements[name] = replace(found, launches=tuple(launches), scenarios=loads, energy=energy)
+    rows = [
+        {
+            "t_ns": origin + i * 10**9,
+            "temp_c": {"cpu": 40 + i, "gpu": 39},
+            "freq_khz": [1_500_000 if i < 6 else 900_000, 0],
+            "freq_max_khz": [1_500_000, 1_500_000],
+            "power_w": {"VDD_IN": 5.5, "CPU": 2.0 + i / 4},
+        }
+        for i in range(9)
+    ]
+    (results.folder / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"t_ns": 1, "te')
+    results = keep(
+        replace(results, telemetry="telemetry.jsonl"), {"class": named([f"{i % 3} {evil}" for i in range(2000)])}
+    )
+    budget = Budget(
+        max_accuracy_drop_pp=1.1,
+        min_speedup=4,
+        max_p50_ms=1,
+        max_p99_ms=5,
+        slices=SliceLimit(by="class", max_accuracy_drop_pp=1),
+        scenarios={"server 300": ScenarioLimit(min_qps=100)},
+        waivers=(Waiver(file=evil, check="max_p50_ms", reason=f"known {evil}", owner="me", expires=date(2999, 1, 2)),),
+    )
+    layers = LayersRow(
+        f"torch, {evil}",
+        16,
+        (LayerRow("input", 41.25, 0.01, (3, 8, 8)), LayerRow(f"conv {evil}", 4.75, 2.5, (8, 8)), LayerRow("end", None)),
+        3,
+        f"conv {evil}",
+        "4.8 dB; what it reads still had 41.2 dB",
+        2,
+        10.0,
+    )
+    context = Context(
+        name=evil,
+        created="2026-01-02T03:04:05+00:00",
+        recipe_text="name: <script>",
+        journey=(
+            JourneyRow("teacher", 855_770, 125_750_000, 0.9, 0.89, 0.91, 2000, 1_000_000, evil, ("teacher",)),
+            JourneyRow("1-prune", files=("student",)),
+        ),
+        parity={
+            "small": (ParityRow("torch", 2000, 61.25, 3, 0.1),),
+            "teacher": (ParityRow("torch", 9, math.inf, 0, 0.0),),
+        },
+        integer={"small": "20 of 20"},
+        bundles=(BundleRow("tensorrt", False, "no GPU here", ("a.onnx",)),),
+        notes=(evil,),
+        versions={"torch": "2.13"},
+        commands=(f"edgewise run {evil}",),
+        integer_macs_share={"small": 0.9375},
+        float_layers={"small": tuple(f"layer{i} {evil}" for i in range(8))},
+        failed={"tensorrt-int8": f"ended by SIGSEGV {evil}"},
+        picked="small",
+        picked_why="p50 2 ms, the fastest",
+        layers={"small": layers},
+        agreement=(AgreementRow("small", evil, 2000, 1990), AgreementRow("small", "lame", 2000, 1900, layers)),
+        plan=(
+            PlanRow("conv1", "float32", 123_456, 12.5, 40, 31.25, 4, 500),
+            PlanRow(evil, "int8", 1, None, 0, 9.5, 9, 500),
+        ),
+        plan_note="1 layer stays in float",
+        goals=(GoalRow("1-prune", "0.5 of the p50", "0.62", False), GoalRow(evil, "half", "n/a", None)),
+    )
+    return results, gate(budget, results, context.failed), context
+
+
+# Kind, name, in flight, queries a second asked for, queries.
+LOADS = (
+    ("single_stream", "single stream", 1, None, 700),
+    ("server", "server 300", 2, 300.0, 900),
+    ("offline", "offline", 4, None, 50),
+    *(("sweep", "sweep", flight, None, 200 * flight) for flight in (1, 2, 4)),
+)
+
+
+def _scenario(kind: str, name: str, flight: int, target: float | None, queries: int) -> ScenarioResult:
+    latencies = tuple(int(2_000_000 * flight**0.5 + 1_000 * (i % 97)) for i in range(queries))
+    rate = 500.0 * flight**0.5
+    return ScenarioResult(
+        kind,
+        name,
+        {"streams": flight, "p99_ms": 20.0 if kind == "server" else None},
+        flight,
+        target,
+        queries,
+        1,
+        10**9,
+        latencies,
+        rate,
+        0.97 * rate,
+        1.04 * rate,
+        2_200_000.0 * flight**0.5 if queries >= 662 else None,
+        valid=kind != "offline",
+        note="" if kind != "offline" else "too few queries <b>",
+    )
+
+
+@pytest.fixture
 def scores() -> Callable[[int, int], Any]:
     """``scores(lost, n)``: n scores against an always right reference, ``lost`` of them wrong."""
 
-    def make(lost: int, n: int = 2000) -> Any:
-        return (np.arange(n) >= lost).astype(np.float32)
+    return _lost
 
-    return make
+
+def _lost(lost: int, n: int = 2000) -> Any:
+    return (np.arange(n) >= lost).astype(np.float32)
 
 
 @pytest.fixture

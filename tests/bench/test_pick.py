@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgewise.bench.config import Budget
 from edgewise.bench.gate import gate
+from edgewise.bench.gate.config import Budget
 from edgewise.bench.pick import pick
 from edgewise.bench.record import Results
 
@@ -18,8 +18,15 @@ MadeUp = Callable[..., Results]
 def test_the_fastest_is_taken(made_up: MadeUp) -> None:
     found = pick(made_up({"a": {"ms": 3.0}, "b": {"ms": 2.0}, "c": {"ms": 2.5}}), None)
     assert found.name == "b"
-    assert "p50 2 ms, the fastest of 3 not slower than float" in found.why
+    assert "p50 2.00 ms, the fastest of 3 not slower than float" in found.why
     assert not found.slower
+
+
+def test_a_latency_on_cpu_time_says_so(made_up: MadeUp) -> None:
+    """On a busy machine it is another number than the report's p50, which is of the wall clock."""
+    results = made_up({"a": {"ms": 2.0, "flags": ("contended",)}})
+    assert " of CPU time, the only one" in pick(results, None).why
+    assert "CPU time" not in pick(made_up({"a": {"ms": 2.0}}), None).why
 
 
 def test_a_file_slower_than_its_float_parent_is_never_taken(made_up: MadeUp) -> None:
@@ -39,7 +46,7 @@ def test_slower_by_a_hair_is_not_taken_either(made_up: MadeUp) -> None:
     results = made_up({"a": {"ms": 4.001, "launches": 1}})
     found = pick(results, None)
     assert found.name is None
-    assert found.why == "1 measured: 1 not faster than float"
+    assert found.why.startswith("none of 1: a: 1.00 times the latency of student (95 %: ")
 
 
 def test_a_budget_that_is_not_kept_rules_a_file_out(made_up: MadeUp) -> None:
@@ -49,7 +56,21 @@ def test_a_budget_that_is_not_kept_rules_a_file_out(made_up: MadeUp) -> None:
     assert found.name == "b"
     assert "the only one within the budget and not slower than float, of 2 in all" in found.why
     none = pick(results, gate(Budget(max_size_bytes=10), results))
-    assert (none.name, none.why) == (None, "2 measured: 2 not shown to keep the budget")
+    assert (none.name, none.why) == (None, "none of 2: a: max_size_bytes FAIL; b: max_size_bytes FAIL")
+
+
+def test_where_nothing_is_taken_each_file_says_why(made_up: MadeUp) -> None:
+    rows = {
+        "large": {"ms": 2.0, "size": 9_000},
+        "slow": {"ms": 5.0, "size": 10},
+        "broken": {"error": "it crashed\nat length"},
+        "half": {"ms": 1.0, "precision": "float16"},
+    }
+    results = made_up(rows)
+    found = pick(results, gate(Budget(max_size_bytes=100, files=("large", "slow", "broken")), results))
+    assert found.name is None
+    assert found.why.startswith("none of 4: large: max_size_bytes FAIL; slow: 1.25 times the latency of student (")
+    assert found.why.endswith("; broken: it crashed; half: the budget doesn't judge it")
 
 
 def test_what_was_not_judged_is_not_taken(made_up: MadeUp) -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from edgewise.bench import format as say
-from edgewise.bench.config import Budget
 from edgewise.bench.gate import Verdict, gate
+from edgewise.bench.gate.config import Budget
 from edgewise.bench.record import (
     AgreementRow,
     BundleRow,
@@ -30,8 +29,12 @@ from edgewise.bench.record import (
     PlanRow,
     Results,
 )
+from edgewise.bench.report.frontier import frontier
+from edgewise.bench.report.latency import latency_over_time, latency_spread
 from edgewise.bench.report.layers import Line, layer_sqnr
-from edgewise.bench.report.plot import accuracy_latency, latency_spread
+from edgewise.bench.report.memory import memory_by_phase
+from edgewise.bench.report.render import render_html
+from edgewise.bench.report.scenario import load_curve
 from edgewise.bench.report.write import FILES, build_page, write_report
 
 EVIL = "<script>alert('x')</script>|`$x$` & co"
@@ -115,7 +118,7 @@ def test_the_page_needs_nothing_and_runs_nothing(told: tuple[Results, Verdict, C
     assert all(link.startswith(("#", "data:,")) for link in page.links)
     assert not re.findall(r"(?:url\(|@import|https?:)(?!#)(?!//www\.w3\.org/)[^)\s]*", text)
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 4  # frontier, spread, over time, memory
     assert EVIL in page.text  # as text, whole
     assert "<b>badly</b>" in page.text
     assert "prefers-color-scheme: dark" in text
@@ -143,7 +146,10 @@ def test_every_number_shown_is_the_one_in_the_json(told: tuple[Results, Verdict,
         assert say.size(file["size_bytes"]) in markdown
         for key, unit in units.items():
             if file[key]:
-                for text in (say.quantity(file[key]["value"], unit), say.span(file[key], unit)):
+                shown_as = [say.quantity(file[key]["value"], unit), say.span(file[key], unit)]
+                if key.startswith("speedup") and file[key]["low"] <= 1 <= file[key]["high"]:
+                    shown_as = [say.versus(file[key])]
+                for text in shown_as:
                     assert text in shown, (key, text)
                     assert text in markdown, (key, text)
                     compared += 1
@@ -193,8 +199,12 @@ def test_json_holds_what_was_measured(told: tuple[Results, Verdict, Context], tm
     assert files["teacher"]["sqnr_exact"]
     assert files["dead"]["p50_ms"] is None
     assert "died" in files["dead"]["error"]
-    assert page["warnings"][0].startswith(EVIL)
-    assert page["in_short"] == ["small", EVIL, "dead", "lame"]
+    assert files[EVIL]["versus_float"] == "slower"
+    assert not any("SLOWER" in warning for warning in page["warnings"])  # its row tells, once
+    assert [name for name, file in files.items() if file["in_short"]] == ["small", EVIL, "dead", "lame"]
+    assert [row["start_s"] for row in small["timeline"]] == [None] * 24
+    assert sum(small["histogram"]) == small["runs"] == sum(row["runs"] for row in small["timeline"])
+    assert len(page["bin_edges_ms"]) == len(small["histogram"]) + 1
 
 
 def test_a_file_did_not_run_only_if_it_never_ran(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
@@ -205,7 +215,7 @@ def test_a_file_did_not_run_only_if_it_never_ran(told: tuple[Results, Verdict, C
     assert runs["lame"] == 2 * 8 * 60
     assert "lame: lame: one launch | died" in page["notes"]
     for text in (_read(tmp_path / "report.html").text, (tmp_path / "report.md").read_text(encoding="utf-8")):
-        # Once in the table and once in short, both about the dead file.
+        # Once in short and once in the table, both about the dead file.
         assert text.count("did not run") == 2
 
 
@@ -255,7 +265,7 @@ def test_markdown_tables_stay_whole(told: tuple[Results, Verdict, Context], tmp_
     assert "<script>" not in text
     lines = text.splitlines()
     tables = [i for i, line in enumerate(lines) if re.fullmatch(r"\|(-+:?\|)+", line)]
-    assert len(tables) == 6
+    assert len(tables) == 7
     for start in tables:
         columns = lines[start].count("|")
         rows = [lines[start - 1]]
@@ -274,7 +284,7 @@ def test_junit_says_which_check_failed_and_why(told: tuple[Results, Verdict, Con
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
     cases = suite.findall("testcase")
     assert int(suite.attrib["tests"]) == len(cases) == len(verdict.checks)
-    tags = {"PASS": None, "FAIL": "failure", "INVALID": "error", "INCONCLUSIVE": "skipped"}
+    tags = {"PASS": None, "FAIL": "failure", "INVALID": "error", "INCONCLUSIVE": "failure"}
     for case, check in zip(cases, verdict.checks, strict=True):
         assert (case.attrib["classname"], case.attrib["name"]) == (check.file, check.check)
         children = {child.tag for child in case} - {"properties"}
@@ -283,8 +293,8 @@ def test_junit_says_which_check_failed_and_why(told: tuple[Results, Verdict, Con
         assert stored["status"] == check.status
         assert float(stored["limit"]) == check.limit
     assert {check.status for check in verdict.checks} == set(tags)
-    for attribute, status in (("failures", "FAIL"), ("errors", "INVALID"), ("skipped", "INCONCLUSIVE")):
-        assert int(suite.attrib[attribute]) == sum(check.status == status for check in verdict.checks)
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        assert int(suite.attrib[attribute]) == sum(tags[check.status] == tag for check in verdict.checks)
 
 
 def test_junit_holds_names_that_xml_can_not(made_up: Callable[..., Results], tmp_path: Path) -> None:
@@ -293,19 +303,38 @@ def test_junit_holds_names_that_xml_can_not(made_up: Callable[..., Results], tmp
     assert ElementTree.parse(tmp_path / "junit.xml").getroot()[0].attrib["name"] == "n\N{REPLACEMENT CHARACTER}me"
 
 
+def test_a_difference_that_nothing_shows_is_not_told_as_one(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    results = made_up({"same": {"ms": 4.0}})
+    write_report(results, None, Context("same", "now"), tmp_path)
+    page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    (same,) = (file for file in page["files"] if file["name"] == "same")
+    assert same["versus_float"] == "unclear"
+    for text in (_read(tmp_path / "report.html").text, (tmp_path / "report.md").read_text(encoding="utf-8")):
+        assert re.search(r"no difference shown \(\d\.\d+× to 1\.0\d×\)", text)
+        assert "SLOWER" not in text
+
+
+def test_the_page_is_made_of_the_json_alone(told: tuple[Results, Verdict, Context], tmp_path: Path) -> None:
+    write_report(*told, tmp_path)
+    page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert render_html(page) == (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_without_a_budget_nothing_is_judged(made_up: Callable[..., Results], tmp_path: Path) -> None:
     results = made_up({"slow": {"ms": 9.0}})
     write_report(results, None, Context("plain", "now"), tmp_path)
     text = _read(tmp_path / "report.html").text
     assert "NOT JUDGED" in text
-    assert "slow is SLOWER" in text
+    assert "SLOWER THAN FLOAT: slow" in " ".join(text.split())
     assert ElementTree.parse(tmp_path / "junit.xml").getroot()[0].attrib["tests"] == "0"
 
 
 def test_tails_below_their_floor_are_not_told(made_up: Callable[..., Results], tmp_path: Path) -> None:
     results = made_up({"small": {}}, runs=10)
     write_report(results, None, Context("few", "now"), tmp_path)
-    assert "needs >= 459 runs, has 240" in _read(tmp_path / "report.html").text
+    shown = _read(tmp_path / "report.html").text
+    assert "n/a (needs >= 662)has 240" in shown
+    assert "n/a (needs &gt;= 662), has 240" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_plots_hold_names_as_text_and_draw_nothing_without_points() -> None:
@@ -317,7 +346,7 @@ def test_plots_hold_names_as_text_and_draw_nothing_without_points() -> None:
         "p50_ms": point,
         "accuracy": {**point, "value": 0.9, "low": 0.8, "high": 0.95},
     }
-    svg = accuracy_latency([row], "<accuracy>")
+    svg = frontier([row], "<accuracy>", [EVIL])
     assert svg is not None
     found = _Page()
     found.feed(svg)
@@ -325,8 +354,11 @@ def test_plots_hold_names_as_text_and_draw_nothing_without_points() -> None:
     assert "#a0b0" not in svg
     assert "var(--series-1)" in svg
     ElementTree.fromstring(svg)
-    assert accuracy_latency([{**row, "p50_ms": None}], "accuracy") is None
-    assert latency_spread([("a", "litert")], [np.empty(0)]) is None
+    assert frontier([{**row, "p50_ms": None}], "accuracy", []) is None
+    assert latency_spread([{**row, "histogram": None}], []) is None
+    assert latency_over_time([{**row, "timeline": []}]) is None
+    assert memory_by_phase([{**row, "phases": None}]) is None
+    assert load_curve([]) is None
 
 
 @pytest.mark.parametrize(
@@ -417,23 +449,24 @@ def test_layers_agreement_plan_and_goals_are_in_every_form(
     page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     html = _read(tmp_path / "report.html")
     shown, markdown = " ".join(html.text.split()), (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert page["layers"]["small"]["first_bad"] == "conv2"
-    assert [row["name"] for row in page["layers"]["small"]["worst"]] == ["linear", "conv2", f"conv1 {EVIL}"]
+    small = next(row for row in page["layers"] if row["file"] == "small")
+    assert small["first_bad"] == "conv2"
+    assert [row["name"] for row in small["worst"]] == ["linear", "conv2", f"conv1 {EVIL}"]
     assert [row["same"] for row in page["agreement"]] == [1990, 1900]
     assert page["agreement"][0]["layers"] is None
     for text in (shown, markdown):
         for told in (
             *("conv2", "4.8 dB", "33.5 dB", "not finite", "4.8 dB; what it reads"),  # layers
             *("99.50 %", "95.00 %", "1,900 of 2,000"),  # agreement
-            *("93.8 %", "100.0 %", "conv9"),  # share of MACs
+            *("93.75 %", "100.00 %", "conv9"),  # share of MACs
             *("123,456", "12.5 dB", "31.2 dB", "exact", "18.8 dB", "1 layer stays in float"),  # plan
             *("0.5 of the p50", "0.62", "NO", "the fastest", "SIGSEGV"),
         ):
             assert told in text, told
     assert "script" not in html.tags
     assert EVIL in html.text
-    # The two pictures, that of the layers, and one for the pair that parts; ids stay apart.
-    assert html.tags.count("svg") == 4
+    # The four pictures, that of the layers, and one for the pair that parts; ids stay apart.
+    assert html.tags.count("svg") == 6
     assert len(html.ids) == len(set(html.ids))
 
 
@@ -442,12 +475,13 @@ def test_a_file_slower_than_its_own_float_is_told_loudly(made_up: Callable[..., 
     context = Context(name="slow", created="now", picked=None, picked_why="no file will do")
     write_report(results, None, context, tmp_path)
     page = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert list(page["slower"]) == ["lame"]
-    assert "1.25 times the latency of student" in page["slower"]["lame"]
+    assert [file["versus_float"] for file in page["files"]] == [None, None, "slower", "faster"]
     shown = " ".join(_read(tmp_path / "report.html").text.split())
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     for text in (shown, markdown):
         assert re.search(r"SLOWER THAN FLOAT:\W* lame\b(?!, quick)", text)
+        assert re.search(r"lame: 1\.25× slower \(1\.2\d to 1\.2\d×\) than student", text)
+        assert text.count("SLOWER") == 1
         assert "Nothing to recommend" in text
     quick = made_up({"quick": {"ms": 1.0}})
     write_report(quick, None, context, tmp_path / "quick")
@@ -477,3 +511,15 @@ def test_layers_of_one_line_alone_take_their_place_in_the_order() -> None:
         places = [order.index(name) for name, _ in line.rows]
         assert places == sorted(places)
     assert len(order) == len(set(order)) == 6
+
+
+def test_blocks_at_a_low_clock_are_marked_where_the_device_says_so(
+    rich: tuple[Results, Verdict, Context], tmp_path: Path
+) -> None:
+    page = build_page(*rich, tmp_path)
+    # Nine rows, one a second from the first block on; the last three at 900 of 1,500 MHz. Launches begin at 0, 9, 18 s.
+    assert [row["slow_clock"] for row in page["telemetry"]] == [False] * 6 + [True] * 3
+    assert page["telemetry"][2] == {"t_s": 2.0, "temp_c": 42, "freq_mhz": 1500.0, "power_w": 5.5, "slow_clock": False}
+    small = next(file for file in page["files"] if file["name"] == "small")
+    slow = [(block["launch"], block["start_s"]) for block in small["timeline"] if block["slow_clock"]]
+    assert slow == [(1, 9.0)]  # the last row is of second 8, and says nothing of more than a second later

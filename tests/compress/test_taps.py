@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgewise.compress.taps import tapped
+from edgewise.compress.taps import near, tapped
 from edgewise.errors import ModelError
 from edgewise.models.build import build
 from edgewise.models.config import CifarResNet
@@ -78,3 +78,18 @@ def test_a_layer_without_tensors_is_refused() -> None:
     keywords = Net().train()
     with pytest.raises(ModelError, match="'linear:input' takes a tuple"), tapped(keywords, ("linear:input",)):
         keywords(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("layr1.*", "layer1.*"),
+        ("layr1.*.*", "layer1.*"),
+        ("layer[12].0.cov1", "layer1.0.conv1"),
+        ("blocks.*.attn.qk", "blocks.1.attn.qkv"),
+        ("*.qvk", "head"),
+    ],
+)
+def test_what_comes_near_a_glob_is_cut_to_its_parts(pattern: str, meant: str) -> None:
+    names = ["head", "layer1.0.conv1", "layer1.0.conv2", "blocks.0.attn.qkv", "blocks.1.attn.qkv"]
+    assert near(pattern, names).removeprefix("near: ").split(", ")[0] == meant

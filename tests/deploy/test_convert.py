@@ -20,10 +20,11 @@ import onnx
 import pytest
 
 from edgewise.deploy import runtimes
+from edgewise.deploy.child import PARENT
 from edgewise.deploy.convert import ort, ov, run, trt
 from edgewise.deploy.convert import trt_device as device
 from edgewise.deploy.convert.__main__ import main
-from edgewise.deploy.convert.base import PARENT, Job, Source, dump_job, parse_job
+from edgewise.deploy.convert.base import Job, Source, dump_job, parse_job
 from edgewise.deploy.parity import sqnr_db
 from edgewise.deploy.runtimes import Options
 from edgewise.errors import ContractError, ModelError, RuntimeMissing

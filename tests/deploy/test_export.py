@@ -303,3 +303,14 @@ def test_a_graph_that_computes_something_else_is_noticed(made):
         other.linear.weight[0] += 0.05
     with pytest.raises(ModelError, match="within 60 dB"):
         _check_numbers(onnx.load(made["resnet"].float), other, SHAPE, 60.0, plain=False)
+
+
+def test_whatever_the_exporter_raises_is_a_model_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def optimize(*_: object, **__: object) -> None:
+        raise KeyError("val_7")  # as a rewriting rule of onnxscript does on a graph that it doesn't know
+
+    monkeypatch.setattr("onnxscript.optimizer.optimize_ir", optimize)
+    monkeypatch.setattr("torch.onnx._internal._lazy_import.onnxscript_apis.optimize", optimize)
+    with pytest.raises(ModelError, match=r"exporter of torch .* fails on the model: KeyError: 'val_7'"):
+        export_float(trained("resnet"), SHAPE, tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from edgewise.bench.measure import arithmetic
+from edgewise.bench.ask import arithmetic
 from edgewise.bench.record import FileUnderTest
 from edgewise.compress.saved import Description, save_model
 from edgewise.config import Precision, RuntimeName

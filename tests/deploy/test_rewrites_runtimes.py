@@ -15,6 +15,8 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from edgewise.compress.quantization.insert import insert_quantizers
+from edgewise.deploy.contracts import ort as ort_contract
+from edgewise.deploy.contracts import ov as ov_contract
 from edgewise.deploy.contracts import trt
 from edgewise.deploy.convert import ort
 from edgewise.deploy.export import export_qdq
@@ -234,3 +236,34 @@ assert error < 0.01, error
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Tokens(nn.Module):
+    """Projections whose results are added, as in a transformer: their outputs stay float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(1, 2)
+        tokens = tokens + self.down(nn.functional.gelu(self.up(self.norm(tokens))))
+        out: Tensor = self.head(tokens[:, 0])
+        return out
+
+
+def test_biases_of_projections_are_integers_so_that_a_fixed_batch_runs_in_integers(tmp_path: Path) -> None:
+    model, quantized = exported(Tokens(), tmp_path)
+
+    found = kernels(model, tmp_path)
+
+    assert found["QGemm"] + found["MatMulIntegerToFloat"] == 3
+    assert not {"Gemm", "MatMul", "FusedMatMul"} & set(found)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(model, plain=True), quantized(torch.from_numpy(IMAGES)), rtol=0.02, atol=0.02)
+    stored = [tensor for tensor in model.graph.initializer if tensor.name.endswith("bias.int32")]
+    assert len(stored) == 3
+    assert all(tensor.data_type == onnx.TensorProto.INT32 for tensor in stored)
+    assert ort_contract.check(model) == []
+    assert ov_contract.check(model) == []

@@ -137,6 +137,6 @@ def test_the_bundle_says_what_it_found(exported: dict[str, Any], tmp_path: Path)
     assert manifest["conformance"]["tool"].startswith("TensorRT-RTX 1.")
 
 
-def test_the_command_wants_three_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_wants_two_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert rtx.main(["graph.onnx"]) == 2
     assert "usage" in capsys.readouterr().err

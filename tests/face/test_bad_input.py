@@ -89,7 +89,7 @@ deploy:
   targets:
     - {runtime: onnxruntime, precisions: [int8]}
     - {runtime: litert, precisions: [int8]}
-bench: {launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}
+bench: {launches: 1, max_launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}
 budget: {max_size_bytes: 100000000}
 """
 MADE = {"samples", "teacher"}
@@ -175,7 +175,7 @@ def test_a_plan_that_names_a_layer_that_is_not_there(workplace: Path) -> None:
     assert "con" in last
     assert "float_layers" in last
     assert "conv" in last  # the name that was meant
-    assert kept(workplace, "plan") == MADE
+    assert kept(workplace, "plan") == set()  # told before anything was made
 
 
 @pytest.mark.slow

@@ -92,7 +92,9 @@ def test_a_plan_is_told_on_the_command_line(tmp_path: Path) -> None:
     model.graph.node[-1].input[1] = "plain"
     model.graph.initializer.append(numpy_helper.from_array(np.ones((5, 4), np.float32), "plain"))
     onnx.save(model, path)
-    assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 1
+    told = CliRunner().invoke(app, ["check", str(path)])
+    assert told.exit_code == 1
+    assert "say so: --float-layer head\n" in told.stdout
     assert CliRunner().invoke(app, ["check", str(path), "--float-layer", "head"]).exit_code == 0
 
 
@@ -102,6 +104,10 @@ def test_what_is_no_graph_is_told(tmp_path: Path) -> None:
     for name in ("model.pt", "model"):
         with pytest.raises(ModelError, match="expected a file of"):
             check_file(tmp_path / name)
+    for name, way in (("model.xml", "--runtime openvino"), ("manifest.json", "the .onnx in it")):
+        with pytest.raises(ModelError) as caught:
+            check_file(tmp_path / name)
+        assert way in caught.value.hint
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError):
         check_file(tmp_path / "bad.onnx")

@@ -17,12 +17,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import edgewise
-from edgewise import console, pipeline
+from edgewise import console, gating, pipeline
 from edgewise.bench.gate import EXIT_CODES, Check, Verdict
 from edgewise.cli import app
 from edgewise.console import Lines
 from edgewise.deploy.runtimes import get
-from edgewise.errors import DataError, DeviceUnavailable
+from edgewise.errors import DataError, DeviceError
 from edgewise.init import FAMILIES
 from edgewise.pipeline import Ran, RunResult
 from edgewise.recipe_file import LoadedRecipe, load_recipe
@@ -60,6 +60,10 @@ def verdict(status: Any = "PASS") -> Verdict:
         Check("a-int8", "max_p99_ms", status, 3.0, "", n=100, counted="runs", needed_n=459, note="100 runs"),
     )
     return Verdict(status, EXIT_CODES[status], checks, ("b-int8 is SLOWER",), {"min_speedup": 1.5})
+
+
+def judged(found: Verdict) -> gating.Judged:
+    return gating.Judged("tiny", found, None, {})
 
 
 def finished(_loaded: LoadedRecipe, out: Path, told: console.Console) -> RunResult:
@@ -167,7 +171,7 @@ def wrapped(cause: str) -> Exception:
     ("error", "code", "said"),
     [
         (DataError("no samples", where="task", hint="give some"), 2, "error: task: no samples\n  next: give some"),
-        (DeviceUnavailable("no answer"), 5, "error: no answer"),
+        (DeviceError("no answer"), 5, "error: no answer"),
         (
             OSError(errno.ENOSPC, "No space left on device", "x/model"),
             2,
@@ -219,7 +223,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(
     done = call(*words, recipe)
     assert done.exit_code == 70
     assert "Traceback" in done.stderr
-    pretend(failing(DeviceUnavailable("gone")))
+    pretend(failing(DeviceError("gone")))
     assert call(*words, recipe).exit_code == 5
 
 
@@ -266,7 +270,7 @@ def test_mistakes_in_a_recipe_are_all_told(recipe: Path) -> None:
 def test_gate_makes_the_verdict_an_exit_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: str, code: int
 ) -> None:
-    monkeypatch.setattr(pipeline, "gate_run", lambda folder, budget: verdict(status))
+    monkeypatch.setattr(gating, "gate_run", lambda folder, budget, **said: judged(verdict(status)))
     done = call("gate", tmp_path)
     assert done.exit_code == code
     assert done.stdout.rstrip().endswith(f"verdict: {status}")
@@ -283,7 +287,7 @@ def test_gate_makes_the_verdict_an_exit_code(
 
 
 def test_gate_writes_junit_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pipeline, "gate_run", lambda folder, budget: verdict("FAIL"))
+    monkeypatch.setattr(gating, "gate_run", lambda folder, budget, **said: judged(verdict("FAIL")))
     out = tmp_path / "junit.xml"
     assert call("gate", tmp_path, "--junit", out).exit_code == 1
     (suite,) = ElementTree.parse(out).getroot()
@@ -417,7 +421,7 @@ def test_bench_says_what_it_can_not_measure(onnx_file: Path, tmp_path: Path) -> 
     ir.touch()
     for words, said in (
         ([tmp_path / "no.onnx"], "no such file"),
-        ([tmp_path], "got a folder"),
+        ([tmp_path], "no run is here"),
         ([text], "expected one of .onnx, .xml, .tflite, .engine, got '.txt'"),
         ([onnx_file, "--inputs", wrong], "expected a .npy file"),
         ([onnx_file, "--inputs", tmp_path / "no.npy"], "no such file"),

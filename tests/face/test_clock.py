@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from edgewise.bench.measure import with_flags
+from edgewise.bench.config import Bench
 from edgewise.bench.record import Block, Launch, Measurement, Results
+from edgewise.bench.validity import flags_of
 from edgewise.errors import MeasureError
 from edgewise.stages.clock import timed_from
 
@@ -26,7 +29,8 @@ def measured(name: str, cpu_us: int, *, waits: int = 1, threads: int = 1, blocks
         for number in range(blocks)
     )
     launch = Launch(0, phases={}, settings={}, warmup_ns=(), warmup_converged=True, blocks=made)
-    return with_flags(Measurement(name, 1, threads, (launch,) if blocks else ()), "onnxruntime")
+    found = Measurement(name, 1, threads, (launch,) if blocks else ())
+    return replace(found, flags=flags_of(found, "onnxruntime", None, Bench()))
 
 
 def results(reference: Measurement, candidate: Measurement) -> Results:

@@ -101,6 +101,60 @@ def test_random_inputs_are_told_of(net: Callable[..., Path]) -> None:
     assert told["n"] == 3
 
 
+def _quantized(path: Path, to: Path) -> Path:
+    """The same net with its second convolution's weights quantized, and far off."""
+    model = onnx.load(path)
+    stored = next(tensor for tensor in model.graph.initializer if tensor.name == "w2")
+    weights = numpy_helper.to_array(stored)
+    stored.CopyFrom(numpy_helper.from_array(np.rint(20 * weights).clip(-127, 127).astype(np.int8), "w2.int8"))
+    extra = {"scale": np.asarray(0.02, np.float32), "zero": np.zeros((), np.int8)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in extra.items())
+    inputs = ["w2.int8", "scale", "zero"]
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, ["w2"], name="w2.dq"))
+    onnx.save(model, to)
+    return to
+
+
+def test_random_inputs_judge_no_int8_file(net: Callable[..., Path], samples: Path, tmp_path: Path) -> None:
+    path, page = _quantized(net("a.onnx"), tmp_path / "int8.onnx"), tmp_path / "page.html"
+    done = edgewise("inspect", net("a.onnx"), path, "--html", page)
+    assert done.returncode == 0, done.stderr
+    assert "no verdict: random numbers leave the ranges" in done.stdout
+    assert "first bad" not in done.stdout
+    assert "body.conv" in done.stdout  # the table is there
+    assert "no verdict" in page.read_text()
+    assert "no bad layer" not in page.read_text()
+    judged = edgewise("inspect", net("a.onnx"), path, "--inputs", samples)
+    assert "first bad layer: body.conv" in judged.stdout
+
+
+def test_the_samples_of_the_run_that_a_file_lies_in_are_taken(net: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("samples-1", "float-2", "int8-3"):
+        (tmp_path / "run" / "stages" / name).mkdir(parents=True)
+    inputs, one = tmp_path / "run" / "stages" / "samples-1" / "inputs.npy", tmp_path / "run/stages/float-2/model.onnx"
+    np.save(inputs, np.random.default_rng(1).standard_normal((40, *SHAPE), dtype=np.float32))
+    one.write_bytes(net("a.onnx").read_bytes())
+    other = _quantized(one, tmp_path / "run" / "stages" / "int8-3" / "model.onnx")
+    steps = [{"name": name.split("-")[0], "folder": f"stages/{name}"} for name in ("float-2", "samples-1", "int8-3")]
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"steps": steps}))
+    told = json.loads(edgewise("inspect", net("a.onnx"), other, "--json").stdout)
+    assert told["inputs"] == str(inputs)
+    assert (told["n"], told["first_bad"], told["warnings"]) == (32, "body.conv", [])
+    (tmp_path / "run" / "run.json").write_text("half a")
+    assert json.loads(edgewise("inspect", one, other, "--json").stdout)["inputs"] == "random"
+
+
+def test_strangers_are_called_so(net: Callable[..., Path], samples: Path, tmp_path: Path) -> None:
+    model = onnx.load(net("other.onnx", 3.0))
+    for place, node in enumerate(model.graph.node):
+        node.name = f"n{place}"
+    onnx.save(model, tmp_path / "stranger.onnx")
+    done = edgewise("inspect", net("a.onnx"), tmp_path / "stranger.onnx", "--inputs", samples)
+    assert done.returncode == 0
+    assert "no verdict: these don't look like two forms of one model" in done.stdout
+    assert "first bad" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("other", "expected"),
     [

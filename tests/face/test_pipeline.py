@@ -43,7 +43,7 @@ deploy:
     - {runtime: openvino, precisions: [int8]}
     - {runtime: litert, precisions: [int8]}
     - {runtime: tensorrt, precisions: [float16, int8]}
-bench: {launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}
+bench: {launches: 1, max_launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}
 budget: {max_accuracy_drop_pp: 100}
 """
 STAGES = [
@@ -304,7 +304,7 @@ def test_torchrun_trains_with_two_processes_and_one_writes(workplace: Path) -> N
     recipe = RECIPE[:end].replace("  - kind: quantize", "#").split("#")[0]
     targets = "deploy: {targets: [{runtime: onnxruntime, precisions: [float32]}]}\n"
     (workplace / "two.yaml").write_text(
-        recipe + targets + "bench: {launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}\n"
+        recipe + targets + "bench: {launches: 1, max_launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05}\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     command = [*launcher, "-m", "edgewise", "run", "two.yaml", "--out", "two", "--json"]

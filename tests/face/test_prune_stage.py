@@ -174,6 +174,9 @@ def test_the_teacher_is_a_parent_only_where_it_teaches() -> None:
     [
         ({"ignore": ["layer1.0.conv"]}, "layer1.0.conv"),
         ({"floors": {"layer4.*": 8}}, "layer4"),
+        ({"floors": {"layer1.*.conv1": 17}}, "at most 16, the outputs that layer1.0.conv1 has, got 17"),
+        ({"macs_ratio": 0.02}, "macs_ratio 0.02 is out of reach"),
+        ({"macs_ratio": 0.02, "criterion": "taylor"}, "macs_ratio 0.02 is out of reach"),
         ({"rounds": 2, "fit": FIT, "losses": [{"kind": "at", "layers": ["nowhere"]}]}, "nowhere"),
     ],
 )

@@ -151,8 +151,8 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
          "never, got true"),
         ("name: small", "name: 12", "name (line 1): expected a name of letters, digits, '.', '_' and '-', got 12: "
          "put it in quotes"),
-        ("seed: 3", "bench: 3", "bench (line 2): expected a mapping of threads, batch, launches, blocks, block_ms, "
-         "warmup_s, accuracy_samples, seed, got 3"),
+        ("seed: 3", "bench: 3", "bench (line 2): expected a mapping of threads, batch, launches, max_launches, precision, blocks, block_ms, "
+         "warmup_s, accuracy_samples, device, energy, sample_hz, scenarios, seed, got 3"),
         ("losses:\n      - {kind: kd, weight: 0.9, temperature: 4}", "losses: kd",
          f"stages[1].losses (line 18): expected a list of: a mapping with kind: {LOSSES}, got 'kd'"),
         # impossible values
@@ -271,8 +271,22 @@ def test_what_reads_one_label_refuses_mixed_samples_at_once(load: Load, mixing: 
         "stages[1].teacher_wrong (line 19): whether the teacher is wrong is not known of samples that mixup or cutmix "
         "made; leave the mixing out, or set it to none"
     ]
-    # A stage that trains nothing reads no labels.
-    assert load(mixed.replace("kind: quantize", "kind: quantize\n    losses: [{kind: dkd}]")).recipe.name == "small"
+
+
+def test_lessons_of_a_stage_that_trains_nothing_are_refused(load: Load) -> None:
+    for said, key in (("losses: [{kind: dkd}]", "losses"), ("cross_entropy: 0.5", "cross_entropy")):
+        assert refusal(load, GOOD.replace("kind: quantize", f"kind: quantize\n    {said}")) == [
+            f"stages[2].{key} (line 21): without fit nothing is trained; set fit, or leave it out"
+        ]
+
+
+def test_what_would_not_be_reached_within_the_run_is_refused(load: Load) -> None:
+    assert refusal(load, GOOD.replace("epochs: 2", "epochs: 2\n    warmup_epochs: 3")) == [
+        "teacher.train.warmup_epochs (line 11): 3, and the run has 2: the learning rate would never be reached"
+    ]
+    late = GOOD.replace(KD, "{kind: kd, weight: {kind: warmup, value: 1, epochs: 4}}")
+    assert refusal(load, late) == ["stages[1].losses[0].weight (line 19): it changes until epoch 4, and the run has 3"]
+    assert load(late.replace("epochs: 4", "epochs: 3")).recipe.name == "small"
 
 
 def test_a_loss_that_edits_the_student_needs_a_frozen_teacher(load: Load) -> None:

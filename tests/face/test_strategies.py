@@ -47,7 +47,7 @@ stages:
   - {{kind: ema_teacher, fit: {FIT}}}
   - {{kind: data_free, fit: {FIT}, make: {{kind: inversion, samples: 128, steps: 2}}}}
 deploy: {{calibration_samples: 16, targets: [{{runtime: onnxruntime, precisions: [float32]}}]}}
-bench: {{launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05, accuracy_samples: 50}}
+bench: {{launches: 1, max_launches: 1, blocks: 2, block_ms: 5, warmup_s: 0.05, accuracy_samples: 50}}
 """
 SIMKD = f"  - {{kind: distill, cross_entropy: 0, losses: [{{kind: simkd}}], fit: {FIT}}}\n"
 LOSS = """

@@ -110,3 +110,15 @@ def test_the_share_of_macs_is_that_of_int8_files(made: Make) -> None:
     assert told["float_layers"] == {"ort-int8": ("conv1",)}
     assert told["layers"] == {}
     assert told["plan"] == ()
+
+
+@pytest.mark.parametrize("conformance", [{"integer_macs_share": 0.875, "float_layers": ["head"]}, None])
+def test_tensorrts_share_is_read_from_its_manifest(made: Make, conformance: dict[str, Any] | None) -> None:
+    manifest = {"precision": "int8", "conformance": conformance}
+    main = {"main": "model.trt/manifest.json"}
+    step = made("tensorrt-int8", {}, metrics=main)
+    (step.folder / "model.trt").mkdir()
+    step.file(main["main"]).write_text(json.dumps(manifest))
+    told = beside({"tensorrt-int8": step})
+    assert told["integer_macs_share"] == ({"tensorrt-int8": 0.875} if conformance else {})
+    assert told["float_layers"] == {"tensorrt-int8": ("head",) if conformance else ()}

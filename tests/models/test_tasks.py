@@ -245,3 +245,28 @@ def test_real_fashion_mnist_reads(real_data: Callable[[str], Path]) -> None:
     task = load_task(Arrays(path=real_data("fashion_mnist.npz"), train_limit=100))
     assert task.input_shape == (1, 28, 28)
     assert (len(task.splits["train"].ids), len(task.splits["test"].ids)) == (100, 10000)
+
+
+def test_slices_say_what_kind_each_test_image_is_of(tmp_path: Path) -> None:
+    light = np.array(["day", "fog", "day", "day", "fog", "day"])
+    path = save(tmp_path / "a.npz", slice_light=light, slice_camera=np.array([1, 1, 2, 2, 1, 2]))
+    task = load_task(Arrays(path=path, test_limit=3))
+    places = [int(name.removeprefix("test-")) for name in task.splits["test"].ids]
+    assert task.slices == {
+        "light": tuple(light[places]),
+        "camera": tuple(str([1, 1, 2, 2, 1, 2][place]) for place in places),
+    }
+    assert load_task(Arrays(path=save(tmp_path / "b.npz"))).slices == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("slice_light", np.array(["day"] * 5), r"slice_light: expected a word or a whole number for each of 6"),
+        ("slice_light", np.ones(6), "got .* of float64"),
+        ("slice_class", np.array(["a"] * 6), "slices 'class': .*under another name"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(name: str, values: Array, told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        load_task(Arrays(path=save(tmp_path / "a.npz", **{name: values})))

@@ -13,6 +13,7 @@ import numpy as np
 from edgewise.artifact import sha256_file, sha256_json
 from edgewise.bench.config import Bench
 from edgewise.compress.config import Latency
+from edgewise.config import Precision
 from edgewise.errors import MeasureError
 from edgewise.stages.work import Work, edited, spread
 
@@ -93,6 +94,7 @@ class _Stopwatch:
             threads=self.goal.threads,
             batch=self.goal.batch,
             launches=LAUNCHES,
+            max_launches=LAUNCHES,
             blocks=BLOCKS,
             block_ms=BLOCK_MS,
             warmup_s=WARMUP_S,
@@ -163,7 +165,9 @@ class _Stopwatch:
             calibration=self.inputs,
             float_layers=floats,
         )
-        return convert_in_process(Job(self.goal.runtime, "int8" if quantized else "float32", source, folder / "model"))
+        precision: Precision = "int8" if quantized else "float32"
+        limit = self.work.recipe.deploy.timeout_s
+        return convert_in_process(Job(self.goal.runtime, precision, source, folder / "model", limit))
 
 
 def timed_from(results: Results) -> Timed:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.artifact import Artifact
-from edgewise.models.tasks.base import Float
-from edgewise.progress import silent
 from edgewise.stages.work import Work, spread
 
 if TYPE_CHECKING:
@@ -26,23 +25,36 @@ AGREE = 0.99
 def layers(work: Work) -> dict[str, Any]:
     """Write ``layers.json``: each file that isn't float32 beside the float torch model, and how INT8 files agree.
 
-    A file that can't be compared is noted and stops nothing: what was measured stands without.
+    The runtimes are opened in a process of their own. A file that can't be compared is noted and stops nothing: what
+    was measured stands without.
     """
-    held = work.parents["samples"]
-    inputs = np.load(held.file("inputs.npy"), mmap_mode="r")
-    some = np.ascontiguousarray(inputs[spread(len(inputs), SAMPLES)])
+    from edgewise.deploy.inspect.run import Pair, compare_in_process
+
+    inputs = np.load(work.parents["samples"].file("inputs.npy"), mmap_mode="r")
     entries = [entry for entry in work.config["files"] if _main(work.parents, entry["name"]) is not None]
-    found = {}
-    for done, entry in enumerate(entries):
-        work.tick(done, len(entries), entry["name"])
-        model = work.parents[entry["float"]].folder
-        compared = _compared(model, _file(work, entry), some, entry)
-        found[entry["name"]] = {"against": f"torch, {entry['float']}", **compared}
-    agreement = [_agreement(work, one, other, inputs) for one, other in _pairs(work, entries)]
-    text = json.dumps({"files": found, "agreement": agreement}, indent=1, allow_nan=False)
+
+    def pair(one: Path, other: Path, index: NDArray[np.int64], *, bfloat16: bool = False) -> Pair:
+        some = work.scratch / f"inputs-{len(pairs)}.npy"
+        some.parent.mkdir(parents=True, exist_ok=True)
+        np.save(some, np.ascontiguousarray(inputs[index]))
+        return Pair(str(one), str(other), str(some), bfloat16)
+
+    pairs: dict[str, Pair] = {}
+    for entry in entries:
+        model, less = work.parents[entry["float"]].folder, entry["precision"] == "bfloat16"
+        pairs[entry["name"]] = pair(model, _file(work, entry), spread(len(inputs), SAMPLES), bfloat16=less)
+    agreement = {f"{a['name']} and {b['name']}": (a, b, *_agreement(work, a, b)) for a, b in _pairs(work, entries)}
+    for name, (one, other, _, differ) in agreement.items():
+        if differ is not None:
+            pairs[name] = pair(_file(work, one), _file(work, other), differ)
+    limit = work.recipe.deploy.timeout_s
+    found = compare_in_process(pairs, threads=work.recipe.threads, timeout_s=limit, tick=work.tick)
+    files = {entry["name"]: {"against": f"torch, {entry['float']}", **found[entry["name"]]} for entry in entries}
+    rows = [{**row, "layers": found.get(name)} for name, (_, _, row, _) in agreement.items()]
+    text = json.dumps({"files": files, "agreement": rows}, indent=1, allow_nan=False)
     (work.payload / "layers.json").write_text(text)
     work.tick(1, 1, "layers")
-    return {"files": len(found)}
+    return {"files": len(files)}
 
 
 def layer_rows(made: Artifact) -> tuple[dict[str, LayersRow], tuple[AgreementRow, ...]]:
@@ -83,25 +95,6 @@ def _row(against: str, found: dict[str, Any]) -> LayersRow:
     )
 
 
-def _compared(one: Path, other: Path, inputs: Float, entry: dict[str, Any] | None = None) -> dict[str, Any]:
-    from edgewise.deploy.inspect.compare import compare_layers
-
-    try:
-        if entry is not None and entry["precision"] == "bfloat16":  # the file is one of float32: it is run in less
-            from edgewise.deploy.inspect.ov_probe import OvProbe
-
-            return compare_layers(one, OvProbe(other, bfloat16=True), inputs, tick=silent).to_json()
-        return compare_layers(one, other, inputs, tick=silent).to_json()
-    except Exception as error:  # what was measured stands, whatever a runtime raises here
-        nothing = dict.fromkeys(("first_bad", "flips", "floor_db"))
-        note = f"its layers can't be compared: {_first_line(error)}"
-        return {**nothing, "n": 0, "rows": [], "why": "", "unmatched": [[], []], "note": note}
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _main(parents: Mapping[str, Artifact], name: str) -> str | None:
     """The file of a conversion; None where it failed."""
     made = parents.get(name)
@@ -119,20 +112,20 @@ def _pairs(work: Work, entries: list[dict[str, Any]]) -> list[tuple[dict[str, An
     return [(a, b) for a, b in combinations(static, 2) if a["against"] == b["against"]]
 
 
-def _agreement(work: Work, one: dict[str, Any], other: dict[str, Any], inputs: Float) -> dict[str, Any]:
+def _agreement(
+    work: Work, one: dict[str, Any], other: dict[str, Any]
+) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
+    """How many samples they answer alike, and, where that is too few, those that must be explained."""
     from edgewise.bench.record import load_results
 
     measured = work.parents["measure"].folder
     results = load_results(measured)
-    outputs = [results.outputs(entry["name"]) for entry in (one, other)]
-    row: dict[str, Any] = {"one": one["name"], "other": other["name"], "n": 0, "same": 0, "layers": None}
-    left, right = outputs
+    left, right = (results.outputs(entry["name"]) for entry in (one, other))
+    row: dict[str, Any] = {"one": one["name"], "other": other["name"], "n": 0, "same": 0}
     if left is None or right is None or left.ndim != 2 or left.shape != right.shape:
-        return row
+        return row, None
     same = left.argmax(1) == right.argmax(1)
     row |= {"n": len(same), "same": int(same.sum())}
-    if row["same"] < AGREE * row["n"]:
-        # On the samples that they answer differently: it is these that must be explained.
-        differ = np.load(measured / "index.npy")[np.flatnonzero(~same)[:SAMPLES]]
-        row["layers"] = _compared(_file(work, one), _file(work, other), np.ascontiguousarray(inputs[np.sort(differ)]))
-    return row
+    if row["same"] >= AGREE * row["n"]:
+        return row, None
+    return row, np.sort(np.load(measured / "index.npy")[np.flatnonzero(~same)[:SAMPLES]])

@@ -43,6 +43,7 @@ def with_plan(
     from edgewise.compress.agreement import Samples
     from edgewise.compress.quantization.float_layers import resolve_float_layers
     from edgewise.compress.quantization.mixed import plan_mixed
+    from edgewise.compress.quantization.qad import settled
 
     task, config = work.task(), work.config
     if config.mixed is None:
@@ -68,11 +69,13 @@ def with_plan(
             )
         held = Samples(split, left[spread(len(left), config.mixed.samples)])
         goal = config.mixed.latency
+        start, config = settled(model, split, config)
         plan = plan_mixed(
             model,
             split.read(calibrated),
             config,
             held,
+            start=start,
             paired=paired_drop,
             score=task.score,
             clock=None if goal is None else _clock(work, goal, model, description),
@@ -86,7 +89,7 @@ def with_plan(
         beside.replace(kept)
     (work.payload / PLAN).write_text(text)
     floats = tuple(json.loads(text)["float_layers"])
-    return config.model_copy(update={"mixed": None, "float_layers": floats}), floats
+    return work.config.model_copy(update={"mixed": None, "float_layers": floats}), floats
 
 
 def paired_drop(reference: Float, other: Float) -> tuple[float, float, float]:

@@ -1,5 +1,6 @@
-"""What can be known before anything is trained: whether there is something to validate on, whether every loss finds its
-layers and can be computed. Nets are built with random weights and shown noise: no sample is read."""
+"""What can be known before anything is made: whether there is something to validate on, whether every name means a
+layer, goals are within reach, and every loss can be computed. Nets are built with random weights and shown noise: no
+sample is read."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from edgewise.errors import EdgewiseError, RecipeError
 from edgewise.models.config import ModelConfig
 from edgewise.models.tasks.base import Task
 from edgewise.models.tasks.config import TaskFactory
+from edgewise.profiles import DEFAULT_ROUND_TO
 from edgewise.recipe import Recipe, check_mixing
 from edgewise.recipe_yaml import dotted, named
 from edgewise.stages.mixed import FEWEST
@@ -82,10 +84,13 @@ def _check_data(recipe: Recipe, task: Task) -> None:
 
 def _check_layers(recipe: Recipe, task: Task) -> None:
     """Walk through the stages as the plan does. Pruning changes no layer's name, so it is left out, but what is
-    inherited hangs on sizes; the layers of a quantized net are not known without quantizing. Which blocks are dropped
-    hangs on weights, unless the recipe names them; whether so many can be, does not."""
+    inherited hangs on sizes, and so do a goal and floors after another pruning; the layers of a quantized net are not
+    known without quantizing. Which blocks are dropped hangs on weights, unless the recipe names them; whether so many
+    can be, does not."""
     from edgewise.compress.pruning.blocks import drop_blocks
-    from edgewise.compress.pruning.order import limits, named
+    from edgewise.compress.pruning.order import check_floors
+    from edgewise.compress.pruning.order import named as named_layers
+    from edgewise.compress.pruning.prune import check_goal
     from edgewise.compress.quantization.float_layers import resolve_float_layers
     from edgewise.compress.signals import Signals
     from edgewise.compress.strategies.exits import exit_layers
@@ -100,6 +105,7 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
     teacher = built(recipe.teacher.model)
     model = built((recipe.student or recipe.teacher).model)
     for place, stage in enumerate(recipe.stages):
+        smaller = any(isinstance(before, Prune | DropBlocks) for before in recipe.stages[:place])
         trains = not isinstance(stage, Prune) or stage.fit is not None
         losses: tuple[Any, ...] = stage.losses if isinstance(stage, Lessons) and trains else ()
         try:
@@ -109,8 +115,10 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
             if isinstance(stage, Inherit) and not any(isinstance(before, Prune) for before in recipe.stages[:place]):
                 take_over(model, teacher, stage)
             if isinstance(stage, Prune):
-                named(model, stage.ignore, "ignore")
-                limits(model, stage, 1, {})
+                named_layers(model, stage.ignore, "ignore")
+                check_floors(model, stage)
+                if not smaller:
+                    check_goal(model, stage, task.input_shape, stage.round_to or DEFAULT_ROUND_TO)
             if isinstance(stage, DropBlocks):
                 pruned = any(isinstance(before, Prune) for before in recipe.stages[:place])
                 loser = model if stage.names else copy.deepcopy(model)
@@ -134,6 +142,35 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
         except EdgewiseError as error:
             where = f"stages[{place}] ({stage.kind})" + (f", {error.where}" if error.where else "")
             raise type(error)(error.message, where=where, hint=error.hint) from error
+    _check_dynamic(recipe, model, task)
+
+
+def _check_dynamic(recipe: Recipe, model: nn.Module, task: Task) -> None:
+    """OpenVINO finds no scales as it runs for convolutions, nor for matrix products of one row, as a CNN's last."""
+    import torch
+
+    from edgewise.compress.macs import evaluating
+    from edgewise.compress.quantization.float_layers import weighted_layers
+
+    asked = [target.runtime == "openvino" and "int8_dynamic" in target.precisions for target in recipe.deploy.targets]
+    if not any(asked):
+        return
+    modules, rows = dict(model.named_modules()), []
+    plain = [modules[name] for name in weighted_layers(model, task.input_shape)]
+    if not all(isinstance(layer, torch.nn.Linear | torch.nn.modules.conv._ConvNd) for layer in plain):
+        return
+    for layer in plain:
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_pre_hook(lambda _, args: rows.append(args[0].numel() // args[0].shape[-1]))
+    with evaluating(model):
+        model(torch.zeros(1, *task.input_shape))
+    if max(rows, default=1) == 1:
+        raise RecipeError(
+            "OpenVINO quantizes the inputs of matrix products of more than one row as it runs, and this net has none: "
+            "its file would compute in float",
+            where=f"deploy.targets[{asked.index(True)}].precisions: int8_dynamic",
+            hint="take int8, or int8_weights for size alone",
+        )
 
 
 def _known_goal(stage: DropBlocks, pruned: bool) -> DropBlocks:

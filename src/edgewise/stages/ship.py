@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,10 @@ from edgewise.models.tasks.base import Float
 from edgewise.stages.work import Work, loaded, spread
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgewise.bench.record import FileUnderTest
+    from edgewise.bench.slices import Labels
     from edgewise.deploy.convert.base import Source
 
 
@@ -35,7 +38,8 @@ def samples(work: Work) -> dict[str, Any]:
             work.tick(int(index[-1]) + 1, count, "test samples")
     np.save(work.payload / "targets.npy", test.targets)
     np.save(work.payload / "calibration.npy", train.read(spread(len(train.ids), work.config["calibration_samples"])))
-    about = {"ids": list(test.ids), "classes": list(task.classes), "metric": task.metric}
+    slices = {name: [str(word) for word in words] for name, words in task.slices.items()}
+    about = {"ids": list(test.ids), "classes": list(task.classes), "metric": task.metric, "slices": slices}
     (work.payload / "samples.json").write_text(json.dumps(about))
     return {"test_samples": count}
 
@@ -162,23 +166,35 @@ def triton(work: Work) -> dict[str, Any]:
 
 def measure(work: Work) -> dict[str, Any]:
     """Measure every file in its runtime: speed, memory, size, answers; and hold it against the torch model."""
+    from edgewise.bench.devices.base import open_device, require_runtimes
     from edgewise.bench.measure import measure as measure_files
+    from edgewise.bench.slices import keep
 
     held = work.parents["samples"]
     about = json.loads(held.file("samples.json").read_text())
     entries = work.config["files"]
     files = under_test(entries, work.parents)
-    results = measure_files(
-        files,
-        held.file("inputs.npy"),
-        np.load(held.file("targets.npy")),
-        about["ids"],
-        work.recipe.bench,
-        work.payload,
-        score=work.task().score,
-        tick=work.tick,
-    )
+    config = work.recipe.bench
+    # What is finished survives a broken link or a killed process there; the payload would start empty.
+    there = work.scratch / "measured"
+    with open_device(config.device) as device:
+        require_runtimes(device, [file.runtime for file in files], all_of=True)
+        results = measure_files(
+            files,
+            held.file("inputs.npy"),
+            np.load(held.file("targets.npy")),
+            about["ids"],
+            config,
+            there,
+            score=work.task().score,
+            tick=work.tick,
+            device=device,
+        )
+    for made in there.iterdir():
+        made.rename(work.payload / made.name)
+    results = replace(results, folder=work.payload)
     index = np.load(work.payload / "index.npy")
+    keep(results, sliced(held.folder, index))
     parity: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         torch_answers = np.load(work.parents[entry["against"]].file("answers.npy"))[index]
@@ -189,6 +205,15 @@ def measure(work: Work) -> dict[str, Any]:
     (work.payload / "parity.json").write_text(json.dumps(parity, indent=1, sort_keys=True))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"files": len(files), "measured_at": now, "metric": about["metric"]}
+
+
+def sliced(samples: Path, index: NDArray[np.int64]) -> dict[str, Labels]:
+    """What kinds the samples at ``index`` are of: their class, and what the task says of them."""
+    from edgewise.bench.slices import Labels, named
+
+    about, targets = json.loads((samples / "samples.json").read_text()), np.load(samples / "targets.npy")
+    kinds = {name: named([words[place] for place in index]) for name, words in about["slices"].items()}
+    return {"class": Labels(targets[index].astype(np.int64), tuple(about["classes"])), **kinds}
 
 
 def _parity(against: str, reference: Float | None, answers: Float | None) -> dict[str, Any]:

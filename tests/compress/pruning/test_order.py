@@ -88,7 +88,7 @@ def test_one_topology_ranks_as_global_does() -> None:
 
 
 def test_params_goal() -> None:
-    model = build(MobileNetV2(stem="cifar"), SHAPE, 10)
+    model = build(MobileNetV2(stem="cifar", width_multiplier=0.5), SHAPE, 10)
     before = sum(parameter.numel() for parameter in model.parameters())
     pruned = _prune(model, params_ratio=0.5)
     after = sum(parameter.numel() for parameter in model.parameters())
@@ -136,7 +136,7 @@ def test_ignored_layers_keep_their_outputs() -> None:
     ],
 )
 def test_names_that_are_not_there_are_refused_with_the_nearest(settings: dict[str, Any], where: str) -> None:
-    with pytest.raises(ModelError, match="the nearest are") as caught:
+    with pytest.raises(ModelError, match="near: ") as caught:
         _prune(build(CifarResNet(depth=14), SHAPE, 10), **settings)
     assert caught.value.where == where
-    assert "layer1.0.conv1" in str(caught.value.hint) or "conv1" in str(caught.value.hint)
+    assert "layer3.*" in str(caught.value.hint) or "conv1" in str(caught.value.hint)

@@ -135,6 +135,13 @@ def test_the_plan_is_the_smallest_of_all_that_keep_the_budget(
     assert plan.float_share == pytest.approx(macs["conv4"] / sum(macs.values()))
 
 
+def test_another_batchnorm_than_the_one_that_ships_is_refused(
+    model: nn.Module, images: np.ndarray, held: Samples
+) -> None:
+    with pytest.raises(ModelError, match="another BatchNorm than the one that ships"):
+        _plan(model, images, held, BUDGET, config={"reestimate_batchnorm": True})
+
+
 def test_the_plan_is_data(plan: MixedPlan, model: nn.Module, images: np.ndarray, held: Samples) -> None:
     told: list[str] = []
     data = json.loads(json.dumps(plan.to_json(), allow_nan=False))
@@ -247,7 +254,7 @@ def test_names_and_patterns_are_resolved_in_order(resnet: nn.Module) -> None:
 
 def test_a_name_that_isn_t_there_is_answered_with_the_nearest(resnet: nn.Module) -> None:
     for name in ("layer2.0.conv3", "layer2.0.bn1", "layer2.0"):
-        with pytest.raises(ModelError, match=f"(?s)no convolution or linear layer '{name}'.*nearest.*layer"):
+        with pytest.raises(ModelError, match=f"(?s)no convolution or linear layer '{name}'.*near: .*layer"):
             resolve_float_layers(resnet, ("conv1", name), (3, 16, 16))
     with pytest.raises(ModelError, match="nothing is left to quantize"):
         resolve_float_layers(resnet, ("*",), (3, 16, 16))

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.bench.config import Budget
 from edgewise.bench.gate import CHECKS, EXIT_CODES, Check, gate
-from edgewise.bench.record import Results
+from edgewise.bench.gate.config import NO_LIMITS, Budget
+from edgewise.bench.record import Energy, Results, ScenarioResult
 from edgewise.errors import RecipeError
 
 MadeUp = Callable[..., Results]
@@ -26,7 +26,7 @@ def _only(budget: Budget, results: Results) -> Check:
 
 
 def test_every_key_of_a_budget_has_its_check() -> None:
-    assert set(CHECKS) == set(Budget.model_fields) - {"files"}
+    assert set(CHECKS) == set(Budget.model_fields) - NO_LIMITS
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,8 @@ def test_every_key_of_a_budget_has_its_check() -> None:
         ({"max_size_bytes": 99_999}, "FAIL"),
         ({"max_p50_ms": 2.1}, "PASS"),
         ({"max_p50_ms": 1.9}, "FAIL"),
+        ({"max_p90_ms": 2.1}, "PASS"),
+        ({"max_p90_ms": 1.9}, "FAIL"),
         ({"max_p99_ms": 2.3}, "PASS"),
         ({"max_p99_ms": 1.9}, "FAIL"),
         ({"max_peak_memory_bytes": 50_000_000}, "PASS"),
@@ -119,7 +121,7 @@ def test_without_its_reference_a_comparison_is_invalid(made_up: MadeUp) -> None:
 
 def test_a_tail_below_its_floor_is_inconclusive(made_up: MadeUp) -> None:
     check = _only(Budget(max_p99_ms=100), made_up({"small": {}}, runs=10))
-    assert (check.status, check.n, check.needed_n, check.value) == ("INCONCLUSIVE", 240, 459, None)
+    assert (check.status, check.n, check.needed_n, check.value) == ("INCONCLUSIVE", 240, 662, None)
 
 
 def test_on_a_busy_machine_a_held_limit_stands_and_a_broken_one_is_invalid(made_up: MadeUp) -> None:
@@ -259,6 +261,103 @@ def test_gate_simulation_of_the_drop_matches_theory(made_up: MadeUp) -> None:
             passed[drop] += _only(Budget(max_accuracy_drop_pp=1.0), results).status == "PASS"
     assert 0.55 * 60 <= passed[0.0] <= 0.88 * 60
     assert passed[0.02] <= 1
+
+
+def _scenario(name: str, **changed: Any) -> ScenarioResult:
+    """Three processes, 700 queries each, of 2 ms and a little more."""
+    random = np.random.default_rng(3)
+    times = tuple(int(2e6 * value) for value in np.exp(np.abs(random.normal(0, 0.02, 2100))))
+    made = ScenarioResult(name, name, {}, 1, None, 2100, 1, sum(times), times, 480.0, 470.0, 490.0)
+    return replace(made, **{"repeat_queries": (700, 700, 700), **changed})
+
+
+def _with(results: Results, **changed: Any) -> Results:
+    results.measurements["small"] = replace(results.measurements["small"], **changed)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [
+        ({"min_qps": 460}, "PASS"),
+        ({"min_qps": 480}, "INCONCLUSIVE"),
+        ({"min_qps": 500}, "FAIL"),
+        ({"max_p50_ms": 2.1}, "PASS"),
+        ({"max_p99_ms": 2.0}, "FAIL"),
+        ({"max_p99_ms": 2.5}, "PASS"),
+    ],
+)
+def test_a_limit_under_load(limit: dict[str, float], status: str, made_up: MadeUp) -> None:
+    results = _with(made_up({"small": {}}), scenarios=(_scenario("server"),))
+    check = _only(Budget.model_validate({"scenarios": {"server": limit}}), results)
+    assert (check.check, check.status) == (f"server.{next(iter(limit))}", status)
+    assert check.low is not None
+    assert check.low <= check.value <= check.high
+
+
+def test_a_scenario_that_is_missing_or_did_not_run_as_asked_is_invalid(made_up: MadeUp) -> None:
+    budget = Budget.model_validate({"scenarios": {"server": {"min_qps": 1}}})
+    check = _only(budget, _with(made_up({"small": {}}), scenarios=(_scenario("offline"),)))
+    assert (check.status, check.note) == ("INVALID", "no scenario 'server' was measured, but: offline")
+    late = _scenario("server", valid=False, note="the scheduler fell behind")
+    check = _only(budget, _with(made_up({"small": {}}), scenarios=(late,)))
+    assert (check.status, "fell behind" in check.note) == ("INVALID", True)
+    few = _scenario("server", latencies_ns=(2_000_000,) * 300, repeat_queries=(300,))
+    check = _only(
+        Budget.model_validate({"scenarios": {"server": {"max_p99_ms": 9}}}),
+        _with(made_up({"small": {}}), scenarios=(few,)),
+    )
+    assert (check.status, check.n, check.needed_n, check.counted) == ("INCONCLUSIVE", 300, 662, "queries")
+
+
+def test_energy_is_judged_where_it_was_measured(made_up: MadeUp) -> None:
+    energy = Energy("ina3221", "VDD_IN", 0.010, 0.009, 0.011, 4.0, 5)
+    for limit, status in ((0.012, "PASS"), (0.0105, "INCONCLUSIVE"), (0.008, "FAIL")):
+        check = _only(Budget(max_joules_per_inference=limit), _with(made_up({"small": {}}), energy=energy))
+        assert (check.status, check.unit, check.n, check.counted) == (status, "J", 5, "windows")
+    few = _with(made_up({"small": {}}), energy=replace(energy, windows=2))
+    assert _only(Budget(max_joules_per_inference=1), few).needed_n == 3
+    check = _only(Budget(max_joules_per_inference=1), made_up({"small": {}}))
+    assert (check.status, "no sensor" in check.note) == ("INVALID", True)
+
+
+@pytest.mark.parametrize("flag", ["throttled", "swap", "contended"])
+def test_what_only_slows_leaves_a_limit_held_that_is_held(flag: str, made_up: MadeUp) -> None:
+    results = made_up({"small": {"flags": [flag]}})
+    assert _only(Budget(max_p50_ms=2.2), results).status == "PASS"
+    check = _only(Budget(max_p50_ms=1.5), results)
+    assert (check.status, check.note.startswith("over the limit, but")) == ("INVALID", True)
+    assert _only(Budget(max_p50_ms=1.5), made_up({"small": {"flags": ["battery"]}})).status == "FAIL"
+
+
+def test_another_setting_than_asked_spoils_all_that_was_timed(made_up: MadeUp) -> None:
+    results = made_up({"small": {"flags": ["setting_not_honoured"]}})
+    for limit in ({"max_p50_ms": 9.0}, {"min_speedup": 1.0}, {"max_peak_memory_bytes": 10**9}, {"min_qps": 1.0}):
+        check = _only(Budget(**limit), results)
+        assert (check.status, "another setting" in check.note) == ("INVALID", True)
+    assert _only(Budget(max_size_bytes=10**9), results).status == "PASS"
+    assert _only(Budget(max_accuracy_drop_pp=1.0), results).status == "PASS"
+
+
+def test_precision_not_reached_matters_only_where_nothing_can_be_told(made_up: MadeUp) -> None:
+    results = made_up({"small": {"flags": ["precision_not_reached"]}})
+    assert _only(Budget(max_p50_ms=2.2), results).status == "PASS"
+    assert _only(Budget(max_p50_ms=1.5), results).status == "FAIL"
+    check = _only(Budget(max_p50_ms=2.0), results)
+    assert (check.status, "bench.precision" in check.note) == ("INCONCLUSIVE", True)
+
+
+@pytest.mark.parametrize(("policy", "code"), [("fail", 4), ("warn", 0), ("pass", 0)])
+def test_what_inconclusive_makes_of_the_exit_code(
+    policy: str, code: int, made_up: MadeUp, scores: Callable[..., Any]
+) -> None:
+    results = made_up({"small": {"scores": scores(20)}})
+    budget = Budget.model_validate({"max_accuracy_drop_pp": 1.1, "on_inconclusive": policy})
+    verdict = gate(budget, results)
+    assert (verdict.status, verdict.exit_code) == ("INCONCLUSIVE", code)
+    assert any("on_inconclusive" in text for text in verdict.warnings) == (policy == "warn")
+    failing = gate(budget.model_copy(update={"max_size_bytes": 1}), results)
+    assert (failing.status, failing.exit_code) == ("FAIL", 1)
 
 
 def test_the_gate_imports_no_plots_and_no_scipy() -> None:

@@ -1,0 +1,286 @@
+"""Devices as this side sees them: addresses, the archive that is sent, and a host that believes no reply unseen."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from edgewise.bench.devices.address import Address, address  # noqa: E402
+from edgewise.bench.devices.base import open_device, require_runtimes  # noqa: E402
+from edgewise.bench.devices.link import Link  # noqa: E402
+from edgewise.bench.devices.local import LocalDevice, telemetry  # noqa: E402
+from edgewise.bench.devices.session import RemoteWorker, Session  # noqa: E402
+from edgewise.bench.devices.zipapp import agent_bytes, agent_sha256  # noqa: E402
+from edgewise.bench.replies import impossible, parsed, understood  # noqa: E402
+from edgewise.errors import DeviceError, MeasureError, RuntimeMissing  # noqa: E402
+
+FUZZ = settings(max_examples=100, deadline=None, database=None)
+NUMBERS = st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=5)
+KEYS = st.sampled_from(["wall_ns", "samples_ns", "peak_bytes", "phase", "type", "x"]) | st.text(max_size=5)
+JSON = st.recursive(
+    NUMBERS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ssh://pi", Address("pi")),
+        ("ssh://Pi5.local/", Address("Pi5.local")),
+        ("ssh://anna@10.0.0.7:2222", Address("10.0.0.7", "anna", 2222)),
+        ("ssh://[fe80::1]:22", Address("fe80::1", None, 22)),
+        ("ssh://jetson?python=/opt/env/bin/python3", Address("jetson", python="/opt/env/bin/python3")),
+        ("ssh://a_b-c", Address("a_b-c")),
+    ],
+)
+def test_addresses(text: str, expected: Address) -> None:
+    assert address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ssh://-oProxyCommand=id",
+        "ssh://-oProxyCommand=id@host",
+        "ssh://anna@-host",
+        "ssh://@host",
+        "ssh://",
+        "ssh://host/path",
+        "ssh://host:port",
+        "ssh://host:99999",
+        "ssh://ho st",
+        "ssh://host?python=-c",
+        "ssh://host?python=",
+        "ssh://host?python=a b",
+        "ssh://host?user=x",
+        "ssh://host?python=a&python=b",
+        "ssh://host#there",
+    ],
+)
+def test_what_could_be_an_option_or_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        address(text)
+    assert caught.value.exit_code == 5
+
+
+def test_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(DeviceError, match="no passwords") as caught:
+        address("ssh://anna:secret@host")
+    assert "secret" not in str(caught.value)
+
+
+@FUZZ
+@given(st.text(max_size=30))
+def test_whatever_the_address_nothing_looks_like_an_option(text: str) -> None:
+    with contextlib.suppress(DeviceError):
+        found = address("ssh://" + text)
+        line = Link(found, "there", Path("/tmp/x")).arguments(master=True)
+        at = line.index("--")
+        assert line[at + 1 :] == [found.host]
+        assert not found.host.startswith("-")
+        assert not (found.user or "").startswith("-")
+        assert not found.python.startswith("-")
+
+
+@pytest.mark.parametrize("text", ["", "remote", "ssh", "ssh://", "http://host", "telnet://host", "adb://"])
+def test_other_kinds_of_devices_are_refused(text: str) -> None:
+    with pytest.raises(DeviceError), open_device(text):
+        pass
+
+
+def test_the_archive_has_what_is_carried_and_nothing_else(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(agent_bytes())) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        sources = {name: archive.read(name).decode() for name in names}
+    assert names == sorted(names)
+    rooms = ("edgewise/bench/agent/", "edgewise/deploy/runtimes/")
+    others = {name for name in names if not name.startswith(rooms)}
+    assert others == {
+        "__main__.py",
+        *(f"edgewise/{name}" for name in ("__init__.py", "errors.py", "bench/__init__.py", "deploy/__init__.py")),
+    }
+    # What it imports of ours, it has.
+    modules = {name[:-3].replace("/", ".").removesuffix(".__init__") for name in names}
+    for name, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgewise"):
+                assert node.module in modules, name
+
+
+def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
+    script = "from edgewise.bench.devices.zipapp import agent_sha256; print(agent_sha256())"
+    environment = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == agent_sha256()
+
+
+def test_a_half_sent_archive_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "agent.pyz"
+    path.write_bytes(agent_bytes()[:-100])
+    assert subprocess.run([sys.executable, path, "probe"], capture_output=True, check=False).returncode != 0
+
+
+def test_this_machine_as_a_device(tmp_path: Path) -> None:
+    device = LocalDevice()
+    (tmp_path / "a").write_text("x")
+    assert device.put(tmp_path / "a") == str(tmp_path / "a")
+    assert device.cpus() >= 1
+    with device.sample(50) as rows:
+        start = time.monotonic_ns()
+        time.sleep(0.6)
+        end = time.monotonic_ns()
+    assert rows
+    assert [row["t_ns"] for row in rows] == sorted({row["t_ns"] for row in rows})
+    # The clock of telemetry is that of the blocks.
+    assert any(start < row["t_ns"] < end for row in rows)
+    with open_device("local") as opened:
+        require_runtimes(opened, [], all_of=True)
+
+
+class Lacking(LocalDevice):
+    """This machine, where nothing is installed but ONNX Runtime."""
+
+    def runtimes(self, names: Any) -> dict[str, str | None]:
+        return {name: None if name == "onnxruntime" else f"{name} isn't there" for name in names}
+
+
+def test_missing_runtimes_are_told_all_or_some() -> None:
+    device = Lacking()
+    require_runtimes(device, ["onnxruntime", "litert"], all_of=False)
+    with pytest.raises(RuntimeMissing, match="litert isn't there"):
+        require_runtimes(device, ["onnxruntime", "litert"], all_of=True)
+    device.name = "ssh://pi"
+    with pytest.raises(DeviceError, match=r"(?s)ssh://pi: litert.*install it there"):
+        require_runtimes(device, ["litert", "litert"], all_of=False)
+
+
+def test_telemetry_skips_what_is_no_row() -> None:
+    lines = [b'{"t_ns": 1}', b'{"t_ns": 2', b"", b"hello", b'{"t_ns": -1}', b'{"t_ns": NaN}', b"[1]", b'{"t_ns": 3.5}']
+    assert telemetry(lines) == [{"t_ns": 1}]
+
+
+# The host's reader
+
+
+def _sound(reply: Any) -> bool:
+    """Slowly: no number but whole ones from 0 under a time or size, at any depth."""
+    if isinstance(reply, list):
+        return all(_sound(one) for one in reply)
+    if not isinstance(reply, dict):
+        return True
+    for key, value in reply.items():
+        if key.endswith(("_ns", "_bytes")):
+            many = value if isinstance(value, list) else [value]
+            for one in many:
+                unknown = one is None and key.endswith("_bytes") and not isinstance(value, list)
+                if not unknown and (isinstance(one, bool) or not isinstance(one, int) or one < 0):
+                    return False
+        elif not _sound(value):
+            return False
+    return True
+
+
+@FUZZ
+@given(st.dictionaries(KEYS, JSON, max_size=5))
+def test_a_reply_with_an_impossible_number_is_found(reply: dict[str, Any]) -> None:
+    assert (impossible(reply) is None) == _sound(reply)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b'{"type": "block", "wall_ns": 1', b'{"wall_ns": NaN}', b'{"wall_ns": -Infinity}'),
+        *(b"[]", b"7", b"", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000),
+    ],
+)
+def test_half_a_line_and_what_is_no_object_is_nothing(line: bytes) -> None:
+    assert parsed(line) is None
+
+
+@FUZZ
+@given(st.sampled_from(["block", "load", "close"]), JSON | st.fixed_dictionaries({"type": st.just("error")}), JSON)
+def test_a_reply_is_sound_or_an_error_that_names_the_file(do: str, reply: Any, kind: Any) -> None:
+    if isinstance(reply, dict) and reply.get("type") == "error":
+        reply = {**reply, "kind": kind, "message": kind, "errno": kind}
+    told, found = _caught(lambda: understood("the file", do, reply, reply, lambda: "; it said nothing"))
+    if isinstance(told, OSError):
+        assert told.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    elif isinstance(told, DeviceError):
+        assert kind == "DeviceError"
+    elif told is not None:
+        assert (type(told), getattr(told, "where", "")) == (MeasureError, "the file")
+    else:
+        assert found["type"] == do
+        assert _sound(found)
+
+
+def _caught(act: Callable[[], Any]) -> tuple[Exception | None, Any]:
+    """What an error was raised, and what came."""
+    try:
+        return None, act()
+    except Exception as error:
+        return error, None
+
+
+LINES = st.lists(
+    st.binary(max_size=40)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries(
+        {"type": st.sampled_from(["started", "reply", "died", "late", "refused", "over", "hello", "sampled"])},
+        optional={
+            "worker": st.just(1) | JSON,
+            "reply": st.fixed_dictionaries({"type": st.just("block")}, optional={"wall_ns": NUMBERS}) | JSON,
+            "said": JSON,
+            "message": JSON,
+            "errno": JSON,
+        },
+    ).map(lambda value: json.dumps(value).encode()),
+    max_size=6,
+)
+HELLO = {"type": "hello", "protocol": 2}
+
+
+@settings(FUZZ, max_examples=40)
+@given(LINES)
+def test_a_session_survives_whatever_the_other_side_says(lines: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:
+        said = Path(folder, "said")
+        said.write_bytes(b"\n".join(lines))  # the last line is cut off
+        script = f"echo Welcome; echo '{json.dumps(HELLO)}'; read request; cat {said}"
+        process = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        session = Session(process, errors, "there", 30.0)
+        told, reply = _caught(lambda: RemoteWorker(session, "the file", 1).ask("block", limit_s=1.0))
+        session.close()
+    if told is None:
+        assert _sound(reply)
+    else:
+        assert (type(told), getattr(told, "where", "")) in ((MeasureError, "the file"), (DeviceError, "there"))
+
+
+@pytest.mark.parametrize("hello", ["", "{}", "no agent", '{"type": "hello", "protocol": 1}', '{"type": "hello"}'])
+def test_something_else_than_an_agent_is_refused(hello: str) -> None:
+    with tempfile.TemporaryFile() as errors:
+        script = ["/bin/sh", "-c", f"echo '{hello}'"]
+        process = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with pytest.raises(DeviceError):
+            Session(process, errors, "there", 30.0)
+        process.communicate()

@@ -1,0 +1,51 @@
+"""Real files, dropped from the page cache on purpose."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgewise.bench.agent.cache import page_cache
+
+SIZE = 4 << 20
+
+
+def _file(path: Path) -> int:
+    path.write_bytes(os.urandom(SIZE))
+    descriptor = os.open(path, os.O_RDWR)
+    os.fsync(descriptor)
+    return descriptor
+
+
+def _drop(descriptor: int, start: int = 0, length: int = 0) -> None:
+    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_RANDOM)
+    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux can be asked for what is in memory")
+def test_a_file_is_warm_after_writing_and_cold_after_it_was_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "net.xml"
+    descriptor = _file(path)
+    if page_cache(str(path)) == "unknown":
+        pytest.skip("this file system does not tell what is in memory")
+    assert page_cache(str(path)) == "warm"
+    _drop(descriptor, 0, SIZE // 2)
+    assert page_cache(str(path)) == "partly"
+    _drop(descriptor)
+    assert page_cache(str(path)) == "cold"
+    assert page_cache(str(path)) == "cold"  # asking has not read it
+    os.pread(descriptor, SIZE, 0)
+    assert page_cache(str(path)) == "warm"
+    weights = _file(tmp_path / "net.bin")
+    _drop(weights)
+    assert page_cache(str(path)) == "partly"
+    for one in (descriptor, weights):
+        os.close(one)
+
+
+def test_what_is_empty_or_not_there_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert page_cache(str(tmp_path / "empty")) == "unknown"
+    assert page_cache(str(tmp_path / "none")) == "unknown"
