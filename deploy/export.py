@@ -25,6 +25,7 @@ from edgewise.compress.quantization.float_layers import unquantized_layers
 from edgewise.compress.quantization.insert import Whole, quantizers
 from edgewise.compress.quantization.places import HOOKS, bake_weights
 from edgewise.deploy import rewrites
+from edgewise.deploy.biases import integer_biases
 from edgewise.deploy.contracts import ort as ort_contract
 from edgewise.deploy.contracts import ov as ov_contract
 from edgewise.deploy.contracts import trt as trt_contract
@@ -396,7 +397,7 @@ def export_qdq(
         rewrites.sink_dequantize(graph.graph)
         while rewrites.sink_below_concat(graph.graph):
             rewrites.sink_dequantize(graph.graph)
-        rewrites.integer_biases(graph.graph)
+        integer_biases(graph.graph)
     _finish(graph, half, held=isinstance(model, Whole))
     rewrites.own_zero_points(graph.graph)  # _finish made one of those that are equal
     _check_structure(graph)
