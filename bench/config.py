@@ -29,7 +29,7 @@ class Bench(Config):
     )
     energy: bool = Field(False, description="measure joules an inference too, where the device has a sensor")
     sample_hz: float = Field(
-        1.0, ge=0, le=100, description="how often clocks, temperatures and power are read meanwhile; 0 for never"
+        5.0, ge=0, le=100, description="how often clocks, temperatures and power are read meanwhile; 0 for never"
     )
     scenarios: tuple[Scenario, ...] = Field(
         (), description="patterns of load to run each file under, after the timed launches, each name once"

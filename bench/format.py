@@ -241,6 +241,7 @@ FLAG_WORDS = {
     "precision_not_reached": "the p50's interval is wider than was asked for",
     "warmup_not_converged": "times had not settled when measuring began",
     "single_launch": "one process only: the interval leaves out the difference between processes",
+    "energy_missing": "energy was asked for, and the file or the sensor failed on the way",
     "setting_not_honoured": "the runtime ran with other settings than asked: these are not the times of what was asked",
 }
 

@@ -92,6 +92,7 @@ def flags_of(
         "precision_not_reached": half > config.precision,
         "single_launch": len(launches) == 1,
         "setting_not_honoured": bool(dishonoured(measurement, runtime, precision)),
+        "energy_missing": config.energy and measurement.energy is None,
     }
     return tuple(name for name, is_so in found.items() if is_so)
 

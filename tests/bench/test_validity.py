@@ -12,7 +12,7 @@ import pytest
 from edgewise.bench.config import Bench
 from edgewise.bench.drift import change, drifted
 from edgewise.bench.format import FLAG_WORDS
-from edgewise.bench.record import Block, Launch, Measurement, Results
+from edgewise.bench.record import Block, Energy, Launch, Measurement, Results
 from edgewise.bench.validity import HARD, ONLY_SLOWER, dishonoured, flags_of, hard
 
 Change = Callable[[Measurement], Measurement]
@@ -154,6 +154,14 @@ def test_swap_and_battery(sound: Measurement) -> None:
     low = {"status": "Charging", "capacity_percent": 12}
     assert flags(sound, rows(lambda i, row: {**row, "battery": low})) == {"battery"}
     assert flags(sound, rows(lambda i, row: {**row, "battery": {**low, "capacity_percent": 90}})) == set()
+
+
+def test_energy_that_was_asked_for_and_is_not_there(sound: Measurement) -> None:
+    """A limit on it is INVALID anyway; whoever only reads the report must know that it was tried."""
+    asked = Bench(energy=True)
+    assert flags_of(sound, "onnxruntime", None, asked) == ("energy_missing",)
+    had = replace(sound, energy=Energy("ina3221", "VDD_IN", 0.1, 0.09, 0.11, 2.0, 3))
+    assert flags_of(had, "onnxruntime", None, asked) == ()
 
 
 def test_settings_that_were_not_honoured(sound: Measurement) -> None:
