@@ -88,19 +88,21 @@ def open_and_warm(worker: Worker, file: FileUnderTest, there: There, config: Ben
     asked = there.asked(file, config)
     imported = import_runtime(worker, file)
     loaded = worker.ask("load", limit_s=LIMIT_S, **asked)
-    check_settings(file, loaded["settings"], asked)
+    check_settings(file.name, loaded["settings"], asked)
     first = worker.ask("first", limit_s=LIMIT_S, **asked)
     warm = worker.ask("warmup", limit_s=LIMIT_S + config.warmup_s, seconds=config.warmup_s)
     return {"import": imported, "load": loaded, "first": first, "warm": warm}
 
 
-def check_settings(file: FileUnderTest, settings: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold what the runtime says it does against what it was asked for; what it can't say isn't judged.
+def check_settings(name: str, settings: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Hold what the runtime says it does for the file ``name`` against what it was asked for.
+
+    What it can't say isn't judged, nor what it wasn't asked for.
 
     Raises:
         MeasureError: it does something else: its times would be another setting's.
     """
-    for key in ("threads", "batch", "precision"):
-        want, have = asked[key], settings.get(key)
-        if have is not None and have != want and want != "default":
-            raise MeasureError(f"asked for {key} {want}, the runtime says {have}", where=file.name)
+    for key in ("threads", "batch", "precision", "streams"):
+        want, have = asked.get(key), settings.get(key)
+        if want is not None and have is not None and have != want and want != "default":
+            raise MeasureError(f"asked for {key} {want}, the runtime says {have}", where=name)

@@ -1,8 +1,9 @@
 """What is finished is on disk at once: a later call that asks for the same goes on from there.
 
-``launches/<key>/<number>.json`` below the results' folder; the key is a hash of how it is measured, of the file's bytes
-and of the device. Blocks pair only within a round, so a round counts as done when every file of it has its launch, all
-of the same token. When all is measured the folder goes: ``measurements.json`` has everything.
+``launches/<key>/<number>.json`` below the results' folder; the key is a hash of how it is measured, of the file's
+bytes, of the device with the versions on it, and of its boot. Blocks pair only within a round, so a round counts as
+done when every file of it has its launch, all of the same token. When all is measured the folder goes:
+``measurements.json`` has everything.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from edgewise import __version__
 from edgewise.bench.ask import beside, options
 from edgewise.bench.config import Bench
 from edgewise.bench.devices.base import Device
@@ -35,8 +37,8 @@ T = TypeVar("T")
 class Kept:
     """The finished parts of one call, below ``out``."""
 
-    def __init__(self, out: Path, inputs: Path, config: Bench, where: dict[str, Any]) -> None:
-        """``inputs``: what the files are timed with; ``where``: what tells the device from others."""
+    def __init__(self, out: Path, inputs: Path, config: Bench, name: str, probed: Mapping[str, Any]) -> None:
+        """``inputs``: what the files are timed with; ``name``: the device's; ``probed``: what it says of itself."""
         self._folder = out / FOLDER
         self._telemetry = self._folder / TELEMETRY
         how = config.model_dump(mode="json")
@@ -45,7 +47,10 @@ class Kept:
             "format": FORMAT,
             "config": {key: how[key] for key in HOW},
             "inputs": hashlib.sha256(np.ascontiguousarray(fed).tobytes()).hexdigest(),
-            "where": where,
+            "where": {"name": name, **probed["device"]},
+            # Other versions take other times, and another boot has another clock: launches must share both.
+            "versions": {**probed.get("versions", {}), "edgewise": __version__},
+            "boot": probed.get("state", {}).get("boot"),
         }
         self._config = config
         self._keys: dict[str, str] = {}
@@ -82,13 +87,16 @@ class Kept:
         return made
 
     @contextlib.contextmanager
-    def telemetry(self, device: Device, hz: float) -> Iterator[None]:
-        """Let the device's sensors be read ``hz`` times a second meanwhile, and add what they said; never for 0."""
+    def telemetry(self, device: Device, hz: float) -> Iterator[list[dict[str, Any]]]:
+        """Let the device's sensors be read ``hz`` times a second meanwhile, and add what they said; never for 0.
+
+        The list has the rows when the context ends.
+        """
         if hz == 0:
-            yield
+            yield []
             return
         with device.sample(hz) as rows:
-            yield
+            yield rows
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._telemetry.open("a", encoding="utf-8") as log:
             log.writelines(f"{_plain(row)}\n" for row in rows)

@@ -22,9 +22,17 @@ from edgewise.bench.devices.local import LOCAL_DEVICE
 from edgewise.bench.energy import measure_energy, require_meter
 from edgewise.bench.kept import TELEMETRY, Kept
 from edgewise.bench.launches import Progress, Unfinished, imprecise, launch_all
-from edgewise.bench.record import Energy, FileUnderTest, Measurement, Results, save_results, scenario_from_json
+from edgewise.bench.record import (
+    Energy,
+    FileUnderTest,
+    Measurement,
+    Results,
+    ScenarioResult,
+    save_results,
+    scenario_from_json,
+)
 from edgewise.bench.scenarios import Loaded, check_scenarios, run_scenarios
-from edgewise.bench.validity import flags_of
+from edgewise.bench.validity import flags_of, seen_meanwhile
 from edgewise.errors import DataError, MeasureError, NothingMeasured
 from edgewise.progress import Tick, silent
 
@@ -72,7 +80,7 @@ def measure(
     np.save(index_path, index)
     (out / "ids.txt").write_text("".join(f"{ids[i]}\n" for i in index), encoding="utf-8")
     before = device.probe()
-    kept = Kept(out, inputs, config, {"name": device.name, **before["device"]})
+    kept = Kept(out, inputs, config, device.name, before)
     there, unsent = sent(files, inputs, index_path, device)
     progress = Progress(tick, len(files) * (config.launches * (1 + config.blocks) + len(config.scenarios) + 1))
 
@@ -136,7 +144,7 @@ def _further(
             file,
             "scenarios",
             config.model_dump(mode="json")["scenarios"],
-            lambda: run_scenarios(loaded, config.scenarios, lambda done, total, note: progress.step(note)),
+            lambda: _scenarios(loaded, config, device, kept, progress),
             lambda results: [asdict(one) for one in results],
         )
         measurement = replace(measurement, scenarios=tuple(scenario_from_json(one) for one in made))
@@ -146,6 +154,19 @@ def _further(
         )
         measurement = replace(measurement, energy=None if plain is None else Energy(**plain))
     return measurement
+
+
+def _scenarios(
+    loaded: Loaded, config: Bench, device: Device, kept: Kept, progress: Progress
+) -> tuple[ScenarioResult, ...]:
+    """The file's scenarios with telemetry meanwhile; what it tells stands in the note of each."""
+    with kept.telemetry(device, config.sample_hz) as rows:
+        found = run_scenarios(loaded, config.scenarios, lambda done, total, note: progress.step(note))
+    seen = seen_meanwhile(rows)
+    if not seen:
+        return found
+    told = f"telemetry of this file's scenarios: {', '.join(seen)}"
+    return tuple(replace(one, note="; ".join(filter(None, [one.note, told]))) for one in found)
 
 
 def _energy(file: FileUnderTest, there: There, config: Bench, device: Device) -> Energy | None:

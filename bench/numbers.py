@@ -13,6 +13,7 @@ from edgewise.bench.record import Measurement, Results
 
 Clock = Literal["wall", "cpu"]
 
+OFF_CPU = ("tensorrt",)  # runtimes whose work a process's CPU time doesn't hold
 BUSY = 1.3  # wall time / CPU time of one thread; a quiet machine is near 1
 
 
@@ -61,12 +62,14 @@ def clock_of(results: Results, *names: str | None) -> Clock | None:
     """What times of these files may be compared on: the wall clock, on a quiet machine.
 
     The scheduler cuts long inferences and leaves short ones whole, so on a busy machine wall times favour the smaller
-    file. CPU time doesn't. But with more than one thread it isn't what a user waits for: nothing is left then, None.
+    file. CPU time doesn't. But with more than one thread it isn't what a user waits for, and where a GPU does the work
+    it is that of launching it: nothing is left then, None.
     """
     found = [results.measurements[name] for name in names if name in results.measurements]
     if not any("contended" in one.flags for one in found):
         return "wall"
-    return "cpu" if all(one.threads == 1 for one in found) else None
+    elsewhere = any(file.runtime in OFF_CPU for file in results.files if file.name in names)
+    return "cpu" if not elsewhere and all(one.threads == 1 for one in found) else None
 
 
 def speedup(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.bench import stats
+from edgewise.bench.ask import check_settings
 from edgewise.bench.devices.base import Device, Worker
 from edgewise.bench.process import PROTOCOL
 from edgewise.bench.record import ScenarioPoint, ScenarioResult
@@ -75,9 +76,7 @@ class Taken:
             if imported.get("protocol") != PROTOCOL:
                 raise MeasureError(f"expected a worker of protocol {PROTOCOL}, got {imported.get('protocol')}")
             settings = worker.ask("load", limit_s=LIMIT_S, **asked)["settings"]
-            for key in ("threads", "batch", "streams"):
-                if settings.get(key, asked[key]) != asked[key]:
-                    raise MeasureError(f"asked for {key} {asked[key]}, the runtime says {settings[key]}")
+            check_settings(loaded.name, settings, asked)
             self.settings.update(settings)
             worker.ask("first", limit_s=LIMIT_S, **asked)
             warm = worker.ask("warmup", limit_s=LIMIT_S + loaded.warmup_s, seconds=loaded.warmup_s)["samples_ns"]

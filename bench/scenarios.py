@@ -168,8 +168,13 @@ def _swept(taken: Taken, scenario: Sweep) -> list[ScenarioResult]:
         runs = [_closed(taken, scenario, repeat, streams) for repeat in range(scenario.repeats)]
         step = taken.result(runs, name=f"{scenario.known_as} x{streams}")
         steps.append(step)
-        slow = scenario.p99_ms is not None and step.p99_ns is not None and step.p99_ns > scenario.p99_ms * 1e6
-        return step.qps if step.valid and not slow else None
+        if scenario.p99_ms is None or not step.valid:
+            return step.qps if step.valid else None
+        if step.p99_ns is None:
+            needs = f"p99 can't be told from {step.queries} queries, it needs {stats.sample_floor(0.99)}: raise seconds"
+            steps[-1] = replace(step, note="; ".join(filter(None, [step.note, needs])))
+            return None
+        return step.qps if step.p99_ns <= scenario.p99_ms * 1e6 else None
 
     most = scenario.max_streams or max(1, taken.loaded.device.cpus() // taken.loaded.asked["threads"])
     best, why = search.sweep(rate_at, most, scenario.min_gain)

@@ -6,6 +6,7 @@ INVALID. Limits of the detectors stand here as names, with their reasons.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -40,13 +41,13 @@ HARD: Mapping[str, str] = {
     "contended": "other work held the CPU: times are longer than the file's own",
     "throttled": "the device ran below its clock: times are longer than the file's own",
     "drift": "times moved in one direction while measuring: no one number is true",
-    "swap": "the system swapped: times hold the disk's",
+    "swap": "the system swapped: times hold the disk's, and peaks of memory miss what was swapped out",
     "setting_not_honoured": "the runtime did not do what was asked: these are another setting's times",
 }
 """Flags that make a limit on an absolute time INVALID, and why."""
 
 ONLY_SLOWER = frozenset({"contended", "throttled", "swap"})
-"""Hard flags that can only make a file slower: a limit that is held all the same is held."""
+"""Hard flags that can only make a file slower: a limit on its time that is held all the same is held."""
 
 # What a runtime is opened with beside threads, batch and precision, as it says it back.
 ECHO: Mapping[str, Mapping[str, Any]] = {
@@ -79,7 +80,9 @@ def flags_of(
         return ()
     rows, own = _rows(launches, telemetry or ())
     (p50,) = bootstrap_percentiles(samples_of(measurement), [0.5])
-    half = 0.0 if p50 is None or p50.value == 0 else (p50.high - p50.low) / 2 / p50.value
+    half = math.inf  # too few samples for a p50: nothing is known, however near each other they are
+    if p50 is not None:
+        half = 0.0 if p50.value == 0 else (p50.high - p50.low) / 2 / p50.value
     found = {
         "warmup_not_converged": not all(launch.warmup_converged for launch in launches),
         "contended": _contended(measurement, blocks, runtime, rows),
@@ -94,6 +97,16 @@ def flags_of(
         "setting_not_honoured": bool(dishonoured(measurement, runtime, precision)),
         "energy_missing": config.energy and measurement.energy is None,
     }
+    return tuple(name for name, is_so in found.items() if is_so)
+
+
+def seen_meanwhile(telemetry: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What telemetry of a time without blocks, as a scenario's, tells for certain: "throttled", "swap", "battery".
+
+    Clocks say nothing there: between its runs the device idles.
+    """
+    rows = [clean_rows(telemetry)]
+    found = {"throttled": _throttled(rows, []), "swap": _swapped(rows), "battery": _on_battery(rows)}
     return tuple(name for name, is_so in found.items() if is_so)
 
 

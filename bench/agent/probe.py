@@ -79,6 +79,8 @@ def probe(root: str = "/") -> Dict[str, Any]:
             "throttle": row["throttle"],
             "power_sources": sorted([*(row["power_w"] or {}), *(row["energy_j"] or {})]),
             "clock_resolution_ns": clock_resolution_ns(),
+            # The monotonic clock starts anew with each boot: times of two boots have no common zero.
+            "boot": _hashed(read(root, "proc/sys/kernel/random/boot_id")),
         },
         "versions": dict({"python": sys.version.split()[0]}, **versions(), **jetson.versions(root)),
     }

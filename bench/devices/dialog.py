@@ -45,6 +45,7 @@ def dialog(
 
     Raises:
         DeviceError: it isn't there, is too old, has no room, took too long, or the link broke.
+        MeasureError: whatever ``send`` raises of what it reads here; the connection is closed then.
     """
     with tempfile.TemporaryFile() as errors:
         process = link.start(command, errors)
@@ -57,8 +58,8 @@ def dialog(
             ended(process)
             raise _no_reply(process.returncode, words(errors), late.is_set(), limit_s, command, link.where) from None
         finally:
-            timer.cancel()
             ended(process)
+            timer.cancel()
 
 
 def failed(reply: dict[str, Any], where: str) -> DeviceError:
@@ -99,10 +100,13 @@ def _heard(
         reply = parsed(line) or {}
         kind = reply.get("type")
         if kind == "send":
-            with contextlib.suppress(OSError):
-                for piece in send:
+            # What can't be read here is an error of ours, and ends the connection: `send` stands outside.
+            for piece in send:
+                try:
                     process.stdin.write(piece)
-                process.stdin.flush()
+                    process.stdin.flush()
+                except OSError:
+                    break
         elif kind == "file" and into is not None:
             _keep(process.stdout, reply, into, where)
         elif kind == "error":

@@ -19,6 +19,7 @@ from edgewise.bench.devices.address import Address
 from edgewise.errors import DeviceError
 
 CONNECT_S = 15
+END_S = 2.0  # for a process to end by itself
 OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": str(CONNECT_S),
@@ -124,16 +125,25 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
-    """End an ssh process: by the end of its stdin, then by force."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    """End an ssh process: by the end of its stdin, then by force; its stdout is closed when it is gone."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
     try:
-        process.wait(2.0)
+        process.wait(END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stdout is not None:
+        # Closing waits for a thread that reads, and that for whoever else has the pipe's other end.
+        closing = threading.Thread(target=_close, args=(process.stdout,), daemon=True)
+        closing.start()
+        closing.join(END_S)
+
+
+def _close(pipe: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        pipe.close()
 
 
 def refused(where: str, errors: IO[bytes]) -> DeviceError:

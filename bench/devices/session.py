@@ -22,6 +22,7 @@ PROTOCOL = 2
 START_S = 120.0
 PING_S = 10.0  # the device ends a session that it hears nothing of for a minute
 GRACE_S = 30.0  # over a worker's limit, which the device watches itself
+END_S = 2.0  # for a request that is just being written
 AGAIN = "run the same command again; finished launches are kept"
 
 
@@ -94,17 +95,32 @@ class Session:
             raise DeviceError(f"{self._last}{': ' if said else ''}{said}", where=self.where, hint=AGAIN)
         return found
 
-    def forget(self, number: int) -> None:
-        """End a worker."""
+    def kill(self, number: int) -> None:
+        """End a worker; who waits for its reply, in whatever thread, hears of it at once."""
+        waiting = self._waiting.get(number)
+        if waiting is not None:
+            waiting.put({"type": "died", "worker": number, "status": "it was ended from here"})
         self.send(do="kill", worker=number)
+
+    def forget(self, number: int) -> None:
+        """End a worker that is asked nothing any more."""
+        self.kill(number)
         with self._lock:
             self._waiting.pop(number, None)
 
     def close(self) -> None:
         """End the session and everything it started there."""
         self._over.set()
-        with self._lock:
-            ended(self._process)
+        assert self._process.stdin is not None
+        if not self._lock.acquire(timeout=END_S):
+            self._process.kill()  # a request that nobody takes: its writing ends with the process
+            self._lock.acquire()
+        try:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        finally:
+            self._lock.release()
+        ended(self._process)  # without the lock, which the reader takes at its end
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -188,8 +204,8 @@ class RemoteWorker:
             raise
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
-        self._session.send(do="kill", worker=self._number)
+        """End the process, whatever it does; an ``ask`` that waits in another thread raises at once."""
+        self._session.kill(self._number)
 
     def close(self) -> None:
         """Kill what still runs."""

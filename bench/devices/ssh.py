@@ -57,7 +57,7 @@ class SSHDevice:
         key = head.decode()
         if key not in self._there:
             limit_s = COMMAND_S + sum(sizes) / SLOWEST
-            told = self._ask(["put"], "put", limit_s=limit_s, head=head, send=_pieces(parts))
+            told = self._ask(["put"], "put", limit_s=limit_s, head=head, send=_pieces(parts, sizes))
             self._there[key] = str(told.get("path"))
         return self._there[key]
 
@@ -140,9 +140,24 @@ def open_ssh(text: str) -> Iterator[SSHDevice]:
         yield SSHDevice(text, link, [to.python, str(told.get("path"))], stack)
 
 
-def _pieces(paths: Sequence[Path]) -> Iterator[bytes]:
-    """The bytes of the files, one after the other."""
-    for path in paths:
-        with path.open("rb") as file:
-            while piece := file.read(PIECE):
-                yield piece
+def _pieces(paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[bytes]:
+    """The bytes of the files, one after the other.
+
+    Raises:
+        MeasureError: one can't be read any more, or has less than its size: the other side would wait for the rest.
+    """
+    for path, size in zip(paths, sizes, strict=True):
+        left = size
+        try:
+            with path.open("rb") as file:
+                while left and (piece := file.read(min(PIECE, left))):
+                    left -= len(piece)
+                    yield piece
+        except OSError as error:
+            raise MeasureError(f"can't be read: {error.strerror or error}", where=str(path)) from error
+        if left:
+            raise MeasureError(
+                f"expected {size} bytes, it ended after {size - left}: it changed while it was sent",
+                where=str(path),
+                hint="run again when nothing writes to it",
+            )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.bench import stats
-from edgewise.bench.gate.found import Finding, Unusable, more, reference, scores
+from edgewise.bench.gate.found import Finding, TooFew, Unusable, more, reference, scores
 from edgewise.bench.gate.verdict import CONFIDENCE
 from edgewise.bench.numbers import discordant
 from edgewise.bench.record import FileUnderTest, Results
@@ -57,6 +57,8 @@ def of_drop(theirs: Scores, mine: Scores, baseline: str) -> Finding:
     """Mean of ``theirs`` (N,) less that of ``mine`` (N,), in percentage points, with a paired interval."""
     n = len(mine)
     if not stats.is_binary(np.concatenate([theirs, mine])):
+        if n < 2:
+            raise TooFew(n, 2, "samples")
         one, other = (np.asarray(values, dtype=np.float64) for values in (theirs, mine))
         found = _in_pp(stats.paired_mean_drop(one, other, confidence=CONFIDENCE))
         return Finding(found, n, "samples", partial(more, found, n), baseline=baseline)

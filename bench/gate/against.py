@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 from edgewise.bench import stats
 from edgewise.bench.gate import accuracy
 from edgewise.bench.gate.config import ReleaseLimit
-from edgewise.bench.gate.device import BUSY, ON_CPU_TIME
+from edgewise.bench.gate.device import BUSY, FEW_WINDOWS, ON_CPU_TIME
 from edgewise.bench.gate.found import Finding, Measured, TooFew, Unusable, exactly, more, scores, sound
 from edgewise.bench.gate.slices import Part
 from edgewise.bench.gate.verdict import CONFIDENCE
 from edgewise.bench.numbers import clock_of, peak_memory, speedup
-from edgewise.bench.record import FileUnderTest, Launch, Results
+from edgewise.bench.record import Energy, FileUnderTest, Launch, Results
 from edgewise.bench.slices import labels_of
 
 SIDE_BY_SIDE = ("max_latency_ratio", "max_load_ratio", "max_memory_ratio", "max_energy_ratio")
@@ -149,7 +148,7 @@ def _of_launches(release: Release, ratios: Sequence[float]) -> Finding:
         raise TooFew(n, 2, "launch pairs")
     half = float(stdtrit(n - 1, (1 + release.confidence) / 2)) * float(logs.std(ddof=1)) / math.sqrt(n)
     found = stats.Interval(value, value * math.exp(-half), value * math.exp(half))
-    return Finding(found, n, "launch pairs", partial(more, found, n), "ratio", "", release.name)
+    return Finding(found, n, "launch pairs", partial(more, found, n), "paired", "", release.name)
 
 
 def _memory(release: Release, limit: ReleaseLimit, results: Results, file: FileUnderTest) -> Finding:
@@ -182,19 +181,27 @@ def _size(release: Release, results: Results, file: FileUnderTest) -> Finding:
 def _energy(release: Release, results: Results, file: FileUnderTest) -> Finding:
     side, theirs = _side(release, file)
     now, then = side.measurements[file.name].energy, side.measurements[theirs].energy
-    if now is None or then is None or then.low <= 0:
+    if now is None or then is None:
         raise Unusable("no energy was measured: the device has no sensor that may be read, or bench.energy is off")
-    value = now.joules_per_inference / then.joules_per_inference
-    # Relative half widths add in squares; both intervals are of 95 %.
-    half = math.hypot(_half(now.joules_per_inference, now.high), _half(then.joules_per_inference, then.high))
-    half *= NormalDist().inv_cdf((1 + release.confidence) / 2) / NormalDist().inv_cdf(0.975)
-    found = stats.Interval(value, value * math.exp(-half), value * math.exp(half))
+    if now.low <= 0 or then.low <= 0:
+        raise Unusable("the joules of an inference can't be told apart from idling, so they have no ratio")
     n = min(now.windows, then.windows)
-    return Finding(found, n, "windows", partial(more, found, n), "ratio", now.source, release.name)
+    if n < FEW_WINDOWS:
+        raise TooFew(n, FEW_WINDOWS, "windows")
+    value = now.joules_per_inference / then.joules_per_inference
+    # Half widths on the log scale add in squares.
+    half = math.hypot(_half(now, release.confidence), _half(then, release.confidence))
+    found = stats.Interval(value, value * math.exp(-half), value * math.exp(half))
+    return Finding(found, n, "windows", partial(more, found, n), "paired", now.source, release.name)
 
 
-def _half(value: float, high: float) -> float:
-    return math.log(high / value)
+def _half(found: Energy, confidence: float) -> float:
+    """The wider half of its interval on the log scale, Student's of 95 % over its windows, put to ``confidence``."""
+    from scipy.special import stdtrit
+
+    value, free = found.joules_per_inference, found.windows - 1
+    wider = max(math.log(found.high / value), math.log(value / found.low))
+    return wider * float(stdtrit(free, (1 + confidence) / 2) / stdtrit(free, 0.975))
 
 
 RATIOS = {"max_latency_ratio": _latency, "max_load_ratio": _load, "max_size_ratio": _size, "max_energy_ratio": _energy}

@@ -15,7 +15,7 @@ from edgewise.bench.numbers import speedup as measured_speedup
 from edgewise.bench.record import FileUnderTest, Results
 
 ON_CPU_TIME = "on CPU time: the machine was busy"
-BUSY = f"the machine was busy, and with more than one thread CPU time can't stand in: {AGAIN}"
+BUSY = f"the machine was busy, and with more than one thread, or off the CPU, CPU time can't stand in: {AGAIN}"
 FEW_WINDOWS = 3  # of energy; fewer say nothing about how far they differ
 
 
@@ -94,4 +94,4 @@ def joules(results: Results, file: FileUnderTest) -> Finding:
         raise TooFew(found.windows, FEW_WINDOWS, "windows")
     interval = stats.Interval(found.joules_per_inference, found.low, found.high)
     note = f"{found.source}, {found.rail}{f': {found.note}' if found.note else ''}"
-    return Finding(interval, found.windows, "windows", partial(more, interval, found.windows), "absolute", note)
+    return Finding(interval, found.windows, "windows", partial(more, interval, found.windows), "energy", note)

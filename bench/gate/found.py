@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,21 +13,39 @@ from numpy.typing import NDArray
 from edgewise.bench import stats
 from edgewise.bench.numbers import samples_of
 from edgewise.bench.record import FileUnderTest, Results
+from edgewise.bench.validity import HARD, ONLY_SLOWER
 
 AGAIN = "measure again"
 """Ends the note of a check that is INVALID for what the device did meanwhile."""
 
-Kind = Literal["absolute", "ratio", "memory", "fixed"]
+NOT_SHOWN = "not shown to hold, but "
+"""Begins the note of a check that is INVALID and would be INCONCLUSIVE on a quiet device."""
+
+Kind = Literal["absolute", "energy", "ratio", "paired", "memory", "fixed"]
+
+SPOILERS: Mapping[Kind, tuple[frozenset[str], frozenset[str]]] = {
+    "absolute": (frozenset(HARD) - ONLY_SLOWER, ONLY_SLOWER),
+    # A device below its clock may take fewer joules, one that waits more: a limit held is as doubtful as a broken one.
+    "energy": (frozenset(HARD), frozenset()),
+    # Times of paired blocks, on CPU time where the machine was busy.
+    "ratio": (frozenset({"setting_not_honoured"}), frozenset()),
+    # Nothing stands in for these on a busy machine.
+    "paired": (frozenset({"setting_not_honoured"}), ONLY_SLOWER),
+    # What was swapped out is missing from a peak.
+    "memory": (frozenset({"setting_not_honoured", "swap"}), frozenset()),
+    "fixed": (frozenset(), frozenset()),
+}
+"""Flags that make a finding INVALID, by its kind: whatever it finds, and where it finds a limit not held."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """What a check measured.
 
-    ``gap_n``: how many it takes to tell a limit so far from the value. ``kind``: an ``absolute`` time or energy is
-    spoilt by a busy device, a ``ratio`` of two that were taken side by side and ``memory`` only by a setting that was
-    not honoured, what is ``fixed`` (answers, bytes) by nothing. ``note``: what the reader must know, whatever the
-    verdict. ``limit``: the limit that holds, where it is not the budget's own number.
+    ``gap_n``: how many it takes to tell a limit so far from the value. ``kind``: an ``absolute`` time, ``energy``, a
+    ``ratio`` of latencies, a ``paired`` ratio of load times or joules, peak ``memory``, what is ``fixed`` (answers,
+    bytes); see ``SPOILERS``. ``note``: what the reader must know, whatever the verdict. ``limit``: the limit that
+    holds, where it is not the budget's own number.
     """
 
     interval: stats.Interval

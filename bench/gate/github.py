@@ -11,6 +11,7 @@ from edgewise.bench.gate.words import found, headline, limit, notes, over, sente
 SUMMARY_BYTES = 1024 * 1024  # more, and GitHub drops the whole summary
 CUT = "\n\n_Cut: a step's summary holds 1 MiB. The JSON and the JUnit file have all of it._\n"
 ICONS = {"PASS": "✅", "FAIL": "❌", "INVALID": "⚠️", "INCONCLUSIVE": "❔"}
+ESCAPED = str.maketrans({sign: f"&#{ord(sign)};" for sign in "&<>\\`*_[]|!~#@"})
 ORDER = ("FAIL", "INVALID", "INCONCLUSIVE", "PASS")
 
 
@@ -110,7 +111,4 @@ def _property(text: str) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays text in a cell of a table, and calls nobody by @name."""
-    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for sign in "\\`*_[]|!~#@":
-        plain = plain.replace(sign, f"&#{ord(sign)};")
-    return " ".join(plain.split())
+    return " ".join(text.translate(ESCAPED).split())

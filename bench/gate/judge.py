@@ -24,7 +24,7 @@ from edgewise.bench.gate import against, slices
 from edgewise.bench.gate.asked import CHECKS, RELEASE, Asked, demands
 from edgewise.bench.gate.config import Budget
 from edgewise.bench.gate.floats import slower_than_float
-from edgewise.bench.gate.found import AGAIN, Finding, TooFew, Unusable, sound
+from edgewise.bench.gate.found import AGAIN, NOT_SHOWN, SPOILERS, Finding, TooFew, Unusable, sound
 from edgewise.bench.gate.verdict import Check, Verdict, exit_code, worst
 from edgewise.bench.gate.waivers import waive
 from edgewise.bench.record import FileUnderTest, Results
@@ -52,6 +52,8 @@ def gate(
         today: the day by which waivers expire, by default that of UTC.
         power: rows of ``edgewise.bench.gate.power``, to be kept in the verdict.
 
+    Where not one check decides (no release to compare with, every slice too small), the verdict is INCONCLUSIVE.
+
     Raises:
         RecipeError: the budget sets no limit, names an unknown file or slice, or there is nothing to judge.
     """
@@ -69,7 +71,8 @@ def gate(
     for name, why in missing.items():
         checks += [_check(name, one, status="INVALID", note=f"it was not made: {why}") for one in asked]
     checks, told = waive(checks, budget.waivers, today or datetime.now(timezone.utc).date())
-    status = worst(checks)
+    # What nobody looked at was not held: no check that decides is no pass.
+    status = worst(checks) if any(check.gating for check in checks) else "INCONCLUSIVE"
     return Verdict(
         status=status,
         exit_code=exit_code(status, budget.on_inconclusive),
@@ -149,7 +152,7 @@ def _judge(file: FileUnderTest, asked: Asked, results: Results, release: against
     spoilt = _of_flags(flags, finding, status)
     if spoilt:
         return check(status="INVALID", note=spoilt)
-    if "single_launch" in flags and finding.kind == "absolute":
+    if "single_launch" in flags and finding.kind in ("absolute", "energy"):
         return check(status="INCONCLUSIVE", n=1, counted="launches", needed_n=2, note="one process says too little")
     if status == "INCONCLUSIVE":
         return check(status=status, **_needed(finding, asked, flags))
@@ -183,18 +186,15 @@ def _flags(file: FileUnderTest, finding: Finding, results: Results, release: aga
 def _of_flags(flags: Sequence[str], finding: Finding, status: str) -> str:
     """Why a finding can't be believed, or nothing.
 
-    A setting that was not honoured spoils everything timed. The others spoil absolute times alone; what can only make a
-    file slower leaves a limit held that is held all the same.
+    Which flags spoil what stands in ``SPOILERS``.
     """
-    spoiling = hard(flags)
-    if finding.kind != "absolute":
-        spoiling = {flag: why for flag, why in spoiling.items() if flag == "setting_not_honoured"}
-    if status == "PASS":
-        spoiling = {flag: why for flag, why in spoiling.items() if flag not in ONLY_SLOWER}
+    always, unless_held = SPOILERS[finding.kind]
+    spoilers = always if status == "PASS" else always | unless_held
+    spoiling = {flag: why for flag, why in hard(flags).items() if flag in spoilers}
     if not spoiling:
         return ""
     slower = all(flag in ONLY_SLOWER for flag in spoiling)
-    seen = {"FAIL": "over the limit, but ", "INCONCLUSIVE": "not shown to hold, but "}.get(status, "") if slower else ""
+    seen = {"FAIL": "over the limit, but ", "INCONCLUSIVE": NOT_SHOWN}.get(status, "") if slower else ""
     return f"{seen}{'; '.join(spoiling.values())}: {AGAIN}"
 
 
@@ -214,6 +214,9 @@ def _warnings(
             yield "budget.slices.max_release_drop_pp is not judged: no release was given"
     if release is None and budget.release is not None:
         yield "budget.release is not judged: no release was given"
+    if not any(check.gating for check in checks):
+        why = "every slice is under min_n" if checks else "it sets nothing but limits against a release"
+        yield f"not one limit of the budget could be judged, so nothing is said to hold: {why}"
     open_checks = [check for check in checks if check.status == "INCONCLUSIVE" and not check.held]
     if open_checks and budget.on_inconclusive == "warn":
         yield f"{len(open_checks)} checks could not be told from so few samples, and count as held: on_inconclusive"

@@ -50,12 +50,12 @@ class Prospect:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before measuring: how many samples will be answered, and of each slice how many (by ``class=7``);
-    what was measured before, by file: the share of flipped answers, the accuracy, the p50 in ms, and the relative half
-    width of a ratio's interval with its block pairs."""
+    """What is known before measuring: how many samples will be answered, and of each slice how many (by ``class=7``),
+    for each of the budget's limits on slices in its order; what was measured before, by file: the share of flipped
+    answers, the accuracy, the p50 in ms, and the relative half width of a ratio's interval with its block pairs."""
 
     samples: int
-    slices: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    slices: Sequence[Mapping[str, int]] = ()
     flips: Mapping[str, float] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
     p50_ms: Mapping[str, float] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def known_of(results: Results, *, samples: int | None = None) -> Known:
             if found is not None and file.reference != file.name:
                 ratio[file.name] = (found.high / found.value - 1, pairs)
     answered = max((answers.samples for answers in results.answers.values()), default=0)
-    return Known(answered if samples is None else samples, {}, flips, accuracy, p50, ratio)
+    return Known(answered if samples is None else samples, (), flips, accuracy, p50, ratio)
 
 
 def warnings(rows: Sequence[Prospect]) -> list[str]:
@@ -162,12 +162,12 @@ def _share(file: str, check: str, n: int, gap: float, spread: float, why: str) -
 
 def _slices(budget: Budget, file: str, known: Known) -> Iterator[Prospect]:
     psi, assumed = _flip_rate(budget, file, known)
-    for limits in budget.sliced:
+    for limits, sizes in zip(budget.sliced, known.slices, strict=False):
         margins = {
             "max_accuracy_drop_pp": limits.max_accuracy_drop_pp,
             "release.max_accuracy_drop_pp": limits.max_release_drop_pp,
         }
-        for name, n in known.slices.get(limits.by, {}).items():
+        for name, n in sizes.items():
             chosen = not limits.only or name.partition("=")[2] in limits.only
             for check, margin in margins.items():
                 if margin is not None and chosen and n >= limits.min_n:

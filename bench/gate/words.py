@@ -53,9 +53,12 @@ def sentence(check: Check) -> str:
 def headline(verdict: Verdict) -> str:
     """The verdict and what it stands on."""
     gating = [check for check in verdict.checks if check.gating]
-    waived = sum(check.waived is not None for check in gating)
-    text = say.headline(["PASS" if check.held else check.status for check in gating])
-    return f"{text} {waived} of them waived." if waived else text
+    if not gating:
+        return "Not one check decides, so nothing was judged."
+    judged = ["PASS" if check.held else check.status for check in gating if check.waived is None]
+    waived = len(gating) - len(judged)
+    told = [say.headline(judged)] if judged else []
+    return " ".join([*told, f"{waived} {'more ' if judged else ''}waived."] if waived else told)
 
 
 def status(check: Check) -> str:

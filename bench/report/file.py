@@ -72,8 +72,9 @@ def pooled_ns(measurement: Measurement) -> NDArray[np.float64]:
 
 
 def interval_of(found: stats.Interval | None, scale: float = 1.0) -> dict[str, float] | None:
-    """An interval as ``value``, ``low``, ``high``."""
-    return {key: scale * value for key, value in asdict(found).items()} if found else None
+    """An interval as ``value``, ``low``, ``high``; None where so few samples have none, for JSON knows no infinity."""
+    told = {key: scale * value for key, value in asdict(found).items()} if found else {}
+    return told if told and all(math.isfinite(value) for value in told.values()) else None
 
 
 def _told_path(path: Path, out: Path) -> str:

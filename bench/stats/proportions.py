@@ -11,6 +11,7 @@ import numpy as np
 from edgewise.bench.stats.interval import Interval, Samples, normal_quantile
 
 RESAMPLES = 1000
+EQUAL = 1e-6  # of the scores' range: gaps that differ by less differ by rounding
 
 
 def wilson(successes: float, n: int, *, confidence: float = 0.95) -> Interval:
@@ -65,10 +66,23 @@ def mcnemar_p(lost: int, won: int) -> float:
 def paired_mean_drop(
     reference: Samples, other: Samples, *, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The drop of a mean of per-sample scores that are not 0/1, with a paired bootstrap interval over samples."""
-    gaps = np.asarray(reference, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    random = np.random.default_rng(seed)
+    """The drop of a mean of per-sample scores that are not 0/1, with a paired bootstrap interval over samples.
+
+    Under two samples nothing is known of their spread: the ends are infinite. Where all gaps are equal the bootstrap
+    sees no spread either, and the rule of three stands in (Hanley, Lippman-Hand 1983, JAMA 249:1743), as Clopper and
+    Pearson's exact share: up to p = 1 - ((1 - confidence) / 2)^(1 / n) of all samples may have another gap that was not
+    met, at most as wide as the scores' range. That range is taken as [0, 1], or wider where the scores are.
+    """
+    before, after = np.asarray(reference, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    gaps = before - after
     n = len(gaps)
+    if n < 2:
+        return Interval(float(gaps[0]) if n else math.nan, -math.inf, math.inf)
+    span = max(1.0, before.max(), after.max()) - min(0.0, before.min(), after.min())
+    if np.ptp(gaps) <= EQUAL * span:
+        value, unseen = float(gaps.mean()), 1 - ((1 - confidence) / 2) ** (1 / n)
+        return Interval(value, value - unseen * (span + value), value + unseen * (span - value))
+    random = np.random.default_rng(seed)
     draws = np.array([gaps[random.integers(0, n, n)].mean() for _ in range(resamples)])
     return _percentile_interval(float(gaps.mean()), draws, confidence)
 

@@ -75,7 +75,9 @@ def prepared(
     with results_folder(out) as folder, open_device(config.device) as device:
         require_runtimes(device, [file.runtime for file in files], all_of=True)
         source = folder / "inputs.npy"
-        np.save(source, _random_inputs(files, device) if inputs is None else read_inputs(inputs))
+        array = _random_inputs(files, device) if inputs is None else read_inputs(inputs)
+        source.unlink(missing_ok=True)  # it may be a second name of a run's own inputs
+        np.save(source, array)
         yield files, source, folder, device
 
 
@@ -145,10 +147,16 @@ def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
 
 @contextmanager
 def results_folder(out: Path | None) -> Iterator[Path]:
-    """``out``, made where it isn't there; a temporary one for None."""
+    """``out``, made where it isn't there; a temporary one for None.
+
+    Raises:
+        DataError: ``out`` is the folder of a run.
+    """
     if out is None:
         with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
             yield Path(folder)
+    elif (out / "run.json").exists():
+        raise DataError("this folder is a run, with measurements of its own", where=str(out), hint="name another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
         yield out

@@ -24,7 +24,7 @@ from edgewise.bench_files import measure_files, no_score, results_folder
 from edgewise.errors import DataError, MeasureError, RecipeError
 from edgewise.measured import Measured, check_there, open_measured
 from edgewise.progress import Tick, silent
-from edgewise.reported import write_about
+from edgewise.reported import bench_context, write_about
 from edgewise.stages.ship import sliced
 
 Score = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
@@ -76,11 +76,18 @@ def measure_run(folder: Path, changes: Mapping[str, Any], out: Path | None, tick
 
     Raises:
         ArtifactError: nothing was measured there, or its files are gone.
+        DataError: its answers were scored with samples that aren't there.
         DeviceError: the device can't be used, or has no runtime for any of the files.
     """
     measured = open_measured(folder)
     for file in measured.results.files:
         check_there(measured, file)
+    if measured.samples is None and bench_context(measured.folder).metric is not None:
+        raise DataError(
+            "its answers were scored, and the samples that they belong to are not here",
+            where=str(folder),
+            hint="name the run that it was measured from",
+        )
     config = configured(_config(measured), changes)
     asked = _asked(measured)
     with results_folder(out) as to, open_device(config.device) as device:

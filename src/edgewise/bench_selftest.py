@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,21 @@ from edgewise.bench.selftest import selftest
 from edgewise.bench_files import prepared
 from edgewise.errors import RecipeError
 from edgewise.progress import Tick, silent
+
+
+def refuse(given: Mapping[str, Any]) -> None:
+    """Refuse options that a self-test can't honour; ``given``: by name, None or empty where they were not given.
+
+    Raises:
+        RecipeError: naming them.
+    """
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise RecipeError(
+            f"--selftest times a file against itself, without {', '.join(wrong)}",
+            where="--selftest",
+            hint="leave that out, or ask for it in a call of its own",
+        )
 
 
 def against_itself(

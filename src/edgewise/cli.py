@@ -308,6 +308,8 @@ def bench(
         with _console(json) as console:
             console.stage("measure")
             if selftest:
+                other_tools = {"--benchmark-model": benchmark_model, "--taskset": taskset, "--trtexec": trtexec}
+                bench_selftest.refuse({"--scenario": scenario, **other_tools})
                 config = configured(Bench(), {key: value for key, value in asked.items() if value is not None})
                 found = bench_selftest.against_itself(files, inputs, config, out, console.tick)
                 (print_json if json else bench_selftest.show)(found)

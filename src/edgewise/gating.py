@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from edgewise.bench.gate import Verdict, gate, judged_files
 from edgewise.bench.gate.against import SIDE_BY_SIDE, Release
 from edgewise.bench.gate.config import ON_INVALID, Budget
-from edgewise.bench.gate.found import AGAIN
+from edgewise.bench.gate.found import AGAIN, NOT_SHOWN
 from edgewise.bench.gate.power import Prospect, known_of, prospects, to_json
 from edgewise.bench.record import Results
 from edgewise.errors import MeasureError, RecipeError
@@ -132,7 +132,7 @@ def prospects_of(measured: Measured, limits: Budget) -> list[Prospect]:
     from edgewise.bench.gate.slices import parts
 
     known = known_of(measured.results)
-    slices = {one.by: {part.name: part.n for part in parts(one, measured.results)} for one in limits.sliced}
+    slices = [{part.name: part.n for part in parts(one, measured.results)} for one in limits.sliced]
     names = [file.name for file in judged_files(limits, measured.results)] if _any(limits, measured.results) else []
     return prospects(limits, names, _config(measured.results), replace(known, slices=slices))
 
@@ -211,7 +211,9 @@ def _compared(ours: Measured, theirs: Measured, limits: Budget, tick: Tick) -> R
     def decided(release: Release) -> bool:
         checks = gate(limits, ours.results, release=release).checks
         keys = {f"release.{key}" for key in wanted}
-        return not any(check.status == "INCONCLUSIVE" for check in checks if check.check in keys)
+        # On a busy device a limit that isn't shown to hold is INVALID, and one that more launches show to hold stands.
+        left = [one for one in checks if one.status == "INCONCLUSIVE" or one.note.startswith(NOT_SHOWN)]
+        return not any(check.check in keys for check in left)
 
     return compare(ours, theirs, names, decided, tick)
 
@@ -224,7 +226,7 @@ def _may_get_better(verdict: Verdict) -> bool:
 
 
 def _again(measured: Measured, turn: int, tick: Tick) -> Measured:
-    """With all times taken anew: ratios need both files in the same launches."""
+    """With all times, scenarios and joules taken anew: ratios need both files in the same launches."""
     from edgewise.bench.devices.base import open_device
     from edgewise.side_by_side import again, same_device
 
@@ -235,17 +237,13 @@ def _again(measured: Measured, turn: int, tick: Tick) -> Measured:
     config, most = _config(measured.results), max(launches.values())
     with open_device(config.device) as device, tempfile.TemporaryDirectory(prefix="edgewise-") as out:
         same_device(measured, device)
-        found = again(files, measured.inputs, config, most, 100 * turn, Path(out), device, tick)
+        found = again(files, measured.inputs, config, most, 100 * turn, Path(out), device, tick, scenarios=True)
     return replace(measured, results=_with_times(measured.results, found, [file.name for file in files]))
 
 
 def _with_times(results: Results, found: Results, names: Sequence[str]) -> Results:
-    """``results`` with the launches of ``found``; what was not measured again, such as scenarios, is kept."""
-    new = {}
-    for name in names:
-        old, again = results.measurements[name], found.measurements[name]
-        new[name] = replace(old, launches=again.launches, flags=again.flags, error=again.error)
-    return replace(results, measurements={**results.measurements, **new})
+    """``results`` with what ``found`` holds, whole: flags of now say nothing of scenarios or joules of then."""
+    return replace(results, measurements={**results.measurements, **{name: found.measurements[name] for name in names}})
 
 
 __all__ = ["Judged", "gate_run", "plan_gate", "to_json", "write"]

@@ -70,11 +70,11 @@ def _before(stages: Path, count: int) -> Known:
     return Known(count)
 
 
-def _slices(budget: Budget, samples: Path, about: Mapping[str, Sequence[str]], count: int) -> dict[str, dict[str, int]]:
-    """How many samples each slice will have: its share of those that are answered."""
+def _slices(budget: Budget, samples: Path, about: Mapping[str, Sequence[str]], count: int) -> list[dict[str, int]]:
+    """How many samples each slice of each limit will have: its share of those that are answered."""
     words: dict[str, Sequence[str]] = dict(about.get("slices", {}))  # type: ignore[arg-type]
     words["class"] = [about["classes"][label] for label in np.load(samples / "targets.npy")]
-    found = {}
+    found = []
     for limits in budget.sliced:
         values: Sequence[str] | None = words.get(limits.by)
         if limits.file is not None:
@@ -87,5 +87,5 @@ def _slices(budget: Budget, samples: Path, about: Mapping[str, Sequence[str]], c
                 hint="give a CSV with the columns id and that name as file",
             )
         shares = Counter(values)
-        found[limits.by] = {f"{limits.by}={name}": n * count // len(values) for name, n in sorted(shares.items())}
+        found.append({f"{limits.by}={name}": n * count // len(values) for name, n in sorted(shares.items())})
     return found

@@ -32,9 +32,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def one_line(value: object) -> str:
+    """``value`` as text that stays on its line: what a name holds can't begin a line of its own, such as a command to
+    the log of a continuous integration."""
+    return "".join(char if char.isprintable() else " " for char in str(value))
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table on a terminal, aligned columns elsewhere."""
-    text = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    text = [["" if cell is None else one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headers), *text]) for i in range(len(headers))]
     # A table that is wider than the terminal would be cut to pieces; plain columns only wrap.
     if not sys.stdout.isatty() or sum(widths) + 3 * len(widths) + 1 > shutil.get_terminal_size().columns:

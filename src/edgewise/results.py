@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.bench import format as say
 from edgewise.bench.gate import Check, words
 from edgewise.bench.gate.verdict import check_from_json
-from edgewise.output import print_table
+from edgewise.output import one_line, print_table
 
 if TYPE_CHECKING:
     from edgewise.bench.gate.power import Prospect
@@ -47,9 +47,9 @@ def show_verdict(verdict: dict[str, Any]) -> None:
     for check in checks:
         told = words.notes(check)
         if told and (check.slice is None or not check.held or check.waived):
-            print(f"note: {check.file}, {words.title(check)}: {told}")
+            print(one_line(f"note: {check.file}, {words.title(check)}: {told}"))
     for text in verdict["warnings"]:
-        print(f"\nwarning: {text}")
+        print(f"\nwarning: {one_line(text)}")
     print(f"\nverdict: {verdict['status']}")
 
 

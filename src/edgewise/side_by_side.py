@@ -30,6 +30,9 @@ from edgewise.progress import Tick
 SHARES = (1, 1, 2)  # launches of each look, as multiples of the config's: 1, 2 and 4 times as many in all
 LOOKS = len(SHARES)
 
+MENDED = frozenset({"precision_not_reached", "unstable", "single_launch"})
+"""Flags of a part that more launches may take away; the others stay, whatever comes after."""
+
 Decided = Callable[[Release], bool]
 
 
@@ -56,8 +59,10 @@ def compare(ours: Measured, theirs: Measured, names: Sequence[str], decided: Dec
         same_device(theirs, device)
         for look, share in enumerate(SHARES):
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgewise-")))
+            # Windows of energy can't be joined as launches are: the first look's are kept.
+            asked = config if side is None else config.model_copy(update={"energy": False})
             found = again(
-                [*files, *renamed], ours.inputs, config, share * config.launches, look, temporary, device, tick
+                [*files, *renamed], ours.inputs, asked, share * config.launches, look, temporary, device, tick
             )
             side = found if side is None else joined(side, found)
             release = Release(theirs.name, theirs.results, side, confidence)
@@ -91,18 +96,23 @@ def again(
     out: Path,
     device: Device,
     tick: Tick,
+    *,
+    scenarios: bool = False,
 ) -> Results:
-    """Measure ``files`` in exactly ``launches`` launches; only one sample is answered, for answers don't change."""
+    """Measure ``files`` in exactly ``launches`` launches, and under load where ``scenarios`` of the config are wanted.
+
+    Only one sample is answered, for answers don't change.
+    """
     count = len(np.load(inputs, mmap_mode="r", allow_pickle=False))
-    only = {"launches": launches, "max_launches": launches, "accuracy_samples": 1, "scenarios": ()}
-    known = {key: value for key, value in only.items() if key in Bench.model_fields}
-    asked = config.model_copy(update={**known, "seed": config.seed + 1 + seed})
+    only = {"launches": launches, "max_launches": launches, "accuracy_samples": 1}
+    loads = config.scenarios if scenarios else ()
+    asked = config.model_copy(update={**only, "scenarios": loads, "seed": config.seed + 1 + seed})
     ids = [str(place) for place in range(count)]
     return measure(files, inputs, np.zeros(count, np.int64), ids, asked, out, score=_no_score, tick=tick, device=device)
 
 
 def joined(one: Results, other: Results) -> Results:
-    """The launches of both, counted on; flags are taken of all of them."""
+    """The launches of both, counted on, with the flags of all of them; joules are those of ``one``."""
     config = Bench.model_validate(one.config)
     measurements = {}
     for file in one.files:
@@ -115,9 +125,9 @@ def joined(one: Results, other: Results) -> Results:
 
 
 def _flagged(whole: Measurement, first: Measurement, second: Measurement, runtime: str, config: Bench) -> Measurement:
-    """With what its launches show, and what only the device's telemetry had shown."""
+    """With what its launches show, and what was wrong with either part: telemetry and settings are not seen here."""
     shown = flags_of(whole, runtime, None, config)
-    of_parts = {flag for flag in (*first.flags, *second.flags) if flag in ("throttled", "frequency", "swap", "battery")}
+    of_parts = {*first.flags, *second.flags} - MENDED
     return replace(whole, flags=tuple(dict.fromkeys((*shown, *sorted(of_parts)))))
 
 

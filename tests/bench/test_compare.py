@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgewise.bench import stats
 from edgewise.bench.record import Context, Results
 from edgewise.bench.report.compare import Side, compare
+from edgewise.bench.report.file import interval_of
 from edgewise.bench.stats import tango
 from edgewise.errors import MeasureError
 
@@ -120,3 +122,8 @@ def test_releases_without_a_file_in_common_are_compared_all_the_same(
     found = compare(before, after)
     assert found["files"] == []
     assert (found["only_a"], found["only_b"]) == (["teacher"], ["student", "small"])
+
+
+def test_an_interval_without_ends_is_not_in_the_json() -> None:
+    assert interval_of(stats.paired_mean_drop([0.7], [0.5]), 100) is None
+    assert interval_of(stats.Interval(1.0, 0.5, 2.0), 100) == {"value": 100.0, "low": 50.0, "high": 200.0}

@@ -8,14 +8,16 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -28,6 +30,7 @@ from edgewise.bench.devices.base import open_device, require_runtimes  # noqa: E
 from edgewise.bench.devices.link import Link  # noqa: E402
 from edgewise.bench.devices.local import LocalDevice, telemetry  # noqa: E402
 from edgewise.bench.devices.session import RemoteWorker, Session  # noqa: E402
+from edgewise.bench.devices.ssh import SSHDevice  # noqa: E402
 from edgewise.bench.devices.zipapp import agent_bytes, agent_sha256  # noqa: E402
 from edgewise.bench.replies import impossible, parsed, understood  # noqa: E402
 from edgewise.errors import DeviceError, MeasureError, RuntimeMissing  # noqa: E402
@@ -284,3 +287,91 @@ def test_something_else_than_an_agent_is_refused(hello: str) -> None:
         with pytest.raises(DeviceError):
             Session(process, errors, "there", 30.0)
         process.communicate()
+
+
+def test_a_kill_is_heard_at_once_by_who_waits_in_another_thread(tmp_path: Path) -> None:
+    agent = tmp_path / "agent.pyz"
+    agent.write_bytes(agent_bytes())
+    # A runtime that never answers is a worker that is stopped; the agent itself is the real one.
+    environment = {**os.environ, "EDGEWISE_AGENT_HOME": str(tmp_path / "home")}
+    command = [sys.executable, str(agent), "run", "--who", "test"]
+    told: list[Exception | None] = []
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        opened = Session(process, errors, "there", 60.0)
+        one, other = RemoteWorker(opened, "the file", 1), RemoteWorker(opened, "another", 1)
+        for pid in _children(process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        waiting = threading.Thread(
+            target=lambda: told.append(_caught(lambda: one.ask("import", limit_s=3600.0, runtime="none"))[0])
+        )
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        one.kill()
+        waiting.join(30.0)
+        assert not waiting.is_alive()
+        one.close()
+        for pid in _children(process.pid):
+            os.kill(pid, signal.SIGCONT)
+        # The others go on, and so does the session.
+        assert "runtime" in str(_caught(lambda: other.ask("import", limit_s=60.0, runtime="none"))[0])
+        other.close()
+        assert opened.open(1) == 3
+        opened.close()
+    assert type(told[0]) is MeasureError
+    assert "ended from here" in str(told[0])
+    assert process.returncode is not None
+
+
+def _children(pid: int) -> list[int]:
+    found = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in path.read_text().split()]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("script", ["exec sleep 600", "sleep 60 & exec sleep 600"])
+def test_what_ignores_the_end_of_its_stdin_is_ended_by_force(script: str) -> None:
+    with tempfile.TemporaryFile() as errors:
+        command = ["/bin/sh", "-c", f"echo '{json.dumps(HELLO)}'; {script}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        opened = Session(process, errors, "there", 30.0)
+        closing = threading.Thread(target=opened.close, daemon=True)
+        closing.start()
+        closing.join(30.0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not closing.is_alive()
+    assert process.returncode == -signal.SIGKILL
+
+
+class _Shrinking(Link):
+    """A link to this machine without ssh; ``path`` loses its end once it was described to the other side."""
+
+    def __init__(self, home: Path, path: Path, gone: bool) -> None:
+        super().__init__(Address("here"), "there", home)
+        self.home, self.path, self.gone = home, path, gone
+
+    def start(self, command: Sequence[str], errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        if "put" in command:
+            self.path.unlink() if self.gone else os.truncate(self.path, 1_500_000)
+        environment = {**os.environ, "EDGEWISE_AGENT_HOME": str(self.home)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment)
+
+
+@pytest.mark.parametrize(("gone", "told"), [(False, "ended after 1500000"), (True, "No such file")])
+def test_a_file_that_changes_while_it_is_sent_is_told(gone: bool, told: str, tmp_path: Path) -> None:
+    agent, path, home = tmp_path / "agent.pyz", tmp_path / "model.onnx", tmp_path / "home"
+    agent.write_bytes(agent_bytes())
+    path.write_bytes(os.urandom(3_000_000))
+    with contextlib.ExitStack() as stack:
+        device = SSHDevice("there", _Shrinking(home, path, gone), [sys.executable, str(agent)], stack)
+        with pytest.raises(MeasureError, match=told) as caught:
+            device.put(path)
+        assert caught.value.where == str(path)
+        assert list((home / "files").iterdir()) == []
+        whole = tmp_path / "whole.onnx"  # the next one arrives
+        whole.write_bytes(b"all of it")
+        path.write_bytes(bytes(2_000_000))
+        assert Path(device.put(whole)).read_bytes() == b"all of it"

@@ -18,6 +18,7 @@ from edgewise.bench.config import Bench
 from edgewise.bench.measure import measure
 from edgewise.bench.process import PROTOCOL
 from edgewise.bench.record import FileUnderTest, Results, load_results
+from edgewise.bench.scenario_config import SingleStream
 from edgewise.errors import DeviceError, MeasureError
 
 CONFIG = Bench(launches=3, max_launches=6, blocks=4, block_ms=1, warmup_s=0, accuracy_samples=2)
@@ -50,6 +51,9 @@ class _Worker:
             wall = sum(samples)
             own = {"wall_ns": wall, "thread_cpu_ns": wall, "process_cpu_ns": wall, "nivcsw": 0, "settle_runs": 1}
             return {"samples_ns": samples, "start_ns": len(self.device.asked), **own}
+        if do == "scenario":
+            self.device.throttled = self.device.heats
+            return {"latencies_ns": [1000] * request["count"], "duration_ns": 10**9, "stopped": ""}
         if do == "answers":
             np.save(request["out"], np.zeros((2, 3), np.float32))
             return {"batch": 2}
@@ -69,6 +73,8 @@ class _Device:
         self.level, self.fail = level, fail
         self.asked: list[tuple[str, str, int]] = []
         self.started: Counter[str] = Counter()
+        self.heats = self.throttled = False
+        self.versions, self.boot = {"onnxruntime": "1.0"}, "a boot"
         self.settings: Callable[[dict[str, Any]], dict[str, Any]] = lambda request: {
             key: request[key] for key in ("threads", "batch", "precision")
         }
@@ -86,7 +92,7 @@ class _Device:
         """It is there."""
 
     def probe(self) -> dict[str, Any]:
-        return {"device": {"machine": "script"}, "state": {}, "versions": {}}
+        return {"device": {"machine": "script"}, "state": {"boot": self.boot}, "versions": dict(self.versions)}
 
     def runtimes(self) -> dict[str, str | None]:
         return {}
@@ -94,8 +100,10 @@ class _Device:
     @contextlib.contextmanager
     def sample(self, hz: float) -> Iterator[list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
+        before = {"t_ns": len(self.asked), "throttle": {"core_throttle_count": int(self.throttled)}}
         yield rows
-        rows.append({"t_ns": len(self.asked)})
+        now = {"t_ns": len(self.asked), "throttle": {"core_throttle_count": int(self.throttled)}}
+        rows += [before, now]
 
     def cpus(self) -> int:
         return 1
@@ -223,9 +231,9 @@ def test_a_link_cut_in_the_third_launch_loses_that_one_alone(
     assert again.rounds("a") == 3
 
 
-@pytest.mark.parametrize("change", ["bytes", "config", "inputs", "nothing"])
+@pytest.mark.parametrize("change", ["bytes", "config", "inputs", "version", "own", "boot", "nothing"])
 def test_only_the_same_question_goes_on_from_there(
-    files: Callable[..., list[FileUnderTest]], tmp_path: Path, change: str
+    files: Callable[..., list[FileUnderTest]], tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut(do: str, file: str, launch: int) -> None:
         if (do, launch) == ("block", 2):
@@ -239,6 +247,12 @@ def test_only_the_same_question_goes_on_from_there(
     if change == "config":
         config = CONFIG.model_copy(update={"block_ms": 2.0})
     device = _Device(_steady)
+    if change == "version":
+        device.versions["onnxruntime"] = "1.1"
+    if change == "own":
+        monkeypatch.setattr("edgewise.bench.kept.__version__", "0")
+    if change == "boot":
+        device.boot = "another boot"
     if change == "inputs":
         np.save(tmp_path / "inputs.npy", np.ones((2, 1, 1, 1), np.float32))
         score = lambda outputs, targets: np.ones(len(targets), np.float32)  # noqa: E731
@@ -250,6 +264,22 @@ def test_only_the_same_question_goes_on_from_there(
     # Blocks pair within a round only: where one file is new, all are measured again.
     wanted = {"nothing": 2, "inputs": 3}.get(change, 4)
     assert (device.rounds("a"), device.rounds("b")) == (wanted, wanted)
+
+
+@pytest.mark.parametrize("heats", [True, False])
+def test_what_telemetry_tells_of_scenarios_stands_in_their_notes(
+    files: Callable[..., list[FileUnderTest]], tmp_path: Path, heats: bool
+) -> None:
+    device = _Device(_steady)
+    device.heats = heats
+    config = CONFIG.model_copy(update={"scenarios": (SingleStream(repeats=1, min_queries=64, seconds=0.1),)})
+    results = _measure(files("a"), device, tmp_path / "o", config)
+    (found,) = results.measurements["a"].scenarios
+    assert found.valid
+    assert ("throttled" in found.note) == heats
+    rows = [json.loads(line) for line in (tmp_path / "o" / "telemetry.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (3 + 1)  # three rounds, and the scenarios
+    assert load_results(tmp_path / "o") == results
 
 
 def test_a_torn_record_counts_as_none(files: Callable[..., list[FileUnderTest]], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from edgewise.bench.agent import jetson
 from edgewise.bench.agent.probe import clock_resolution_ns, clusters, cpu_limit, memory_limit, probe, usable_cpus
+from edgewise.bench.provenance import IDENTITY
 
 CPUS = "sys/devices/system/cpu/"
 
@@ -122,6 +123,13 @@ def test_an_empty_tree_is_a_device_that_tells_little(tmp_path: Path) -> None:
     assert found["device"]["clusters"] == []
     assert found["device"]["power_mode"] is None
     assert "l4t" not in found["versions"]
+
+
+def test_another_boot_is_another_state_of_the_same_device(plant: Callable[[Mapping[str, str]], str]) -> None:
+    first, second = (probe(plant({"proc/sys/kernel/random/boot_id": text}))["state"]["boot"] for text in ("a\n", "b\n"))
+    assert None not in (first, second)
+    assert first != second
+    assert "boot" not in IDENTITY
 
 
 def test_a_power_mode_without_its_name(plant: Callable[[Mapping[str, str]], str]) -> None:

@@ -177,11 +177,33 @@ def test_a_sweep_ends_over_its_p99() -> None:
     assert "did not hold" in found[0].note
 
 
+def test_a_sweep_ends_where_its_p99_cannot_be_told() -> None:
+    (found,) = on_curve(Curve(10.0, cores=4), Sweep(repeats=2, seconds=1, p99_ms=50))
+    assert found.p99_ns is None
+    assert "it needs 662: raise seconds" in found.note
+
+
 def test_a_run_over_its_time_does_not_count() -> None:
     (found,) = on_curve(Curve(10.0), SingleStream(max_seconds=0.5, min_queries=1000, repeats=1))
     assert not found.valid
     assert found.note == "ended after 0.5 s with 51 of 1000 queries"
     assert found.queries == 51
+
+
+@pytest.mark.parametrize(("key", "lie"), [("threads", 4), ("streams", 7), ("batch", 2), ("precision", "bfloat16")])
+def test_a_setting_that_is_not_honoured_is_no_scenario(key: str, lie: Any) -> None:
+    curve = Curve()
+
+    class Liar(CurveWorker):
+        def ask(self, do: str, *, limit_s: float, **request: Any) -> dict[str, Any]:
+            told = super().ask(do, limit_s=limit_s, **request)
+            return {"settings": {**told["settings"], key: lie}} if do == "load" else told
+
+    curve.worker = lambda file, threads: Liar(curve, file)  # type: ignore[method-assign]
+    (found,) = on_curve(curve, SingleStream(repeats=1, seconds=1))
+    assert not found.valid
+    assert f"asked for {key}" in found.note
+    assert f"the runtime says {lie}" in found.note
 
 
 def test_one_scenario_that_fails_leaves_the_others() -> None:

@@ -81,6 +81,12 @@ def test_warm_up_single_launch_and_precision(sound: Measurement) -> None:
     assert {"unstable", "precision_not_reached"} <= flags(noisy(sound))
 
 
+def test_a_p50_that_is_not_known_is_not_precise(sound: Measurement) -> None:
+    first = sound.launches[0]
+    few = replace(first.blocks[0], samples_ns=first.blocks[0].samples_ns[:1])
+    assert {"unstable", "precision_not_reached"} <= flags(replace(sound, launches=(replace(first, blocks=(few,)),)))
+
+
 def test_contention_of_one_thread(sound: Measurement) -> None:
     assert flags(blocks(lambda block: replace(block, process_cpu_ns=block.wall_ns // 2))(sound)) == {"contended"}
     # One thread's CPU time tells it all: a rival elsewhere on the machine is no harm.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgewise.bench.config import Bench
-from edgewise.bench_selftest import against_itself, show
+from edgewise.bench_selftest import against_itself, refuse, show
 from edgewise.errors import MeasureError, RecipeError
 
 QUICK = Bench(launches=2, max_launches=3, blocks=4, block_ms=3, warmup_s=0.01)
@@ -49,6 +49,12 @@ def test_a_file_against_itself_tells_the_smallest_slowdown(
     said = capsys.readouterr().out
     assert "net.onnx against itself: " in said
     assert "the smallest slowdown found in 90 % of cases: " in said
+
+
+def test_what_a_self_test_cannot_honour_is_refused(net: Path) -> None:
+    refuse({"--scenario": None, "--trtexec": None})
+    with pytest.raises(RecipeError, match="without --scenario, --trtexec"):
+        refuse({"--scenario": ["server"], "--taskset": None, "--trtexec": "trtexec"})
 
 
 def test_one_file_and_launches_in_pairs_are_needed(net: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from edgewise.artifact import sha256_file
 from edgewise.bench.config import Bench
 from edgewise.bench.gate.against import release_name
 from edgewise.bench.measure import measure
-from edgewise.bench.record import FileUnderTest, Results, load_results, save_results
+from edgewise.bench.record import Energy, FileUnderTest, Results, ScenarioResult, load_results, save_results
 from edgewise.cli import app
 from edgewise.errors import ArtifactError, MeasureError, RecipeError
 from edgewise.models.tasks.base import accuracy
@@ -119,7 +119,7 @@ def test_a_bench_folder_needs_a_budget(folder: Path) -> None:
 
 
 def test_the_release_is_measured_again_side_by_side(folder: Path) -> None:
-    limits = "release: {max_latency_ratio: 100, max_size_ratio: 1, max_memory_ratio: 1.5, max_load_ratio: 1000}\n"
+    limits = "release: {max_latency_ratio: 100, max_size_ratio: 1, max_memory_ratio: 1.5, max_load_ratio: 1.0e+60}\n"
     budget = _budget(folder, limits)
     verdict, junit = folder / "verdict.json", folder / "junit.xml"
     written = ("--verdict", verdict, "--junit", junit)
@@ -303,3 +303,46 @@ def test_before_training_a_run_says_what_can_not_be_told(refused: bool, tmp_path
         "power: onnxruntime-int8, max_accuracy_drop_pp: passes in 30 % at best with 500 samples, needs about 2,474"
     )
     assert "10 slices by class, worst class=a: can't pass with 50 samples" in console.told[1]
+
+
+def test_flags_of_either_part_stay_and_joules_are_the_first_looks(folder: Path) -> None:
+    results = load_results(folder / "now")
+    (name,) = results.measurements
+    energy = Energy("ina3221", "VDD_IN", 0.01, 0.009, 0.011, 4.0, 3)
+
+    def part(*flags: str, joules: Energy | None = None) -> Results:
+        return replace(results, measurements={name: replace(results.measurements[name], flags=flags, energy=joules)})
+
+    first = part("warmup_not_converged", "single_launch", joules=energy)
+    second = part("setting_not_honoured", "contended", "drift", "unstable", "precision_not_reached")
+    whole = side_by_side.joined(first, second).measurements[name]
+    assert {"warmup_not_converged", "setting_not_honoured", "contended", "drift"} <= set(whole.flags)
+    assert "single_launch" not in whole.flags
+    assert whole.energy == energy
+
+
+def test_a_scenario_is_measured_again_with_the_rest(folder: Path) -> None:
+    load = {"kind": "single_stream", "name": "one", "seconds": 0.05, "repeats": 1}
+    wrong = ScenarioResult("single_stream", "one", {}, 1, None, 64, 1, 10**9, (10**12,) * 64, 1.0, 1.0, 1.0)
+
+    def slowed(results: Results) -> Results:
+        found = {
+            name: replace(one, flags=("throttled",), scenarios=(wrong,)) for name, one in results.measurements.items()
+        }
+        return replace(results, measurements=found, config={**results.config, "scenarios": [load]})
+
+    _changed(folder / "now", slowed)
+    budget = _budget(folder, "scenarios: {one: {max_p50_ms: 100000}}\n")
+    assert gating.gate_run(folder / "now", budget).verdict.status == "INVALID"  # 1000 s, throttled
+    (check,) = gating.gate_run(folder / "now", budget, on_invalid="retry:1").verdict.checks
+    assert check.value is not None
+    assert (check.status, check.value < 100_000) == ("PASS", True)
+
+
+def test_what_is_measured_again_brings_its_own_scenarios_and_joules(folder: Path) -> None:
+    results = load_results(folder / "now")
+    (name,) = results.measurements
+    energy = Energy("ina3221", "VDD_IN", 0.01, 0.009, 0.011, 4.0, 3)
+    old = replace(results.measurements[name], energy=energy, flags=("throttled",))
+    now = gating._with_times(replace(results, measurements={name: old}), results, [name])
+    assert (now.measurements[name].energy, now.measurements[name].flags) == (None, results.measurements[name].flags)

@@ -46,6 +46,7 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(benched: Path, tmp_path: Path) -> Path:
+    shutil.copy(benched.parent / "net.onnx", tmp_path)
     return Path(shutil.copytree(benched, tmp_path / "copy"))
 
 
@@ -72,6 +73,35 @@ def test_scored_answers_are_reported(folder: Path) -> None:
     assert page["files"][0]["accuracy"]["value"] == 0
     assert page["commands"] == ["edgewise bench runs/digits"]
     assert page["created"] == json.loads((folder / "about.json").read_text())["created"]
+
+
+def test_scored_answers_are_not_measured_again_without_their_samples(folder: Path, tmp_path: Path) -> None:
+    """They would count as unscored, and every limit on accuracy as INVALID."""
+    write_about(folder, metric="accuracy")
+    done = call("bench", folder, "--out", tmp_path / "again")
+    assert done.exit_code == 2
+    assert "name the run that it was measured from" in done.output
+
+
+def test_a_run_is_not_written_over(folder: Path) -> None:
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = call("bench", folder.parent / "net.onnx", "--out", folder)
+    assert done.exit_code == 2
+    assert "this folder is a run" in done.output
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_inputs_that_have_a_second_name_elsewhere_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.npy"
+    run.hardlink_to(folder / "inputs.npy")
+    before = run.read_bytes()
+    other = tmp_path / "other.npy"
+    np.save(other, np.ones((4, 3, 4, 4), np.float32))
+    config = Bench(launches=1, max_launches=1, blocks=2, block_ms=2, warmup_s=0, sample_hz=0)
+    measure_files([folder.parent / "net.onnx"], other, config, folder)
+    assert run.read_bytes() == before
+    assert (folder / "inputs.npy").read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "\x00"])

@@ -219,6 +219,43 @@ def test_energy_and_size_ratios(made_up: MadeUp) -> None:
     assert (check.status, check.value, check.n) == ("PASS", pytest.approx(1.02), 5)
 
 
+@pytest.mark.parametrize("confidence", [0.9, 1 - 0.1 / 3])
+def test_an_energy_ratio_has_students_interval_of_the_wider_log_side(confidence: float, made_up: MadeUp) -> None:
+    from scipy import stats as other
+
+    ours, release = _side(made_up)
+    assert release.side is not None
+    for name, joules in (("small", 0.010), (release_name("small"), 0.010)):
+        energy = Energy("ina3221", "VDD_IN", joules, 0.5 * joules, 1.5 * joules, 4.0, 3)
+        release.side.measurements[name] = replace(release.side.measurements[name], energy=energy)
+    limits = {"max_energy_ratio": 9.0}
+    check = _judged(limits, ours, replace(release, confidence=confidence))["max_energy_ratio"]
+    scale = other.t.ppf((1 + confidence) / 2, 2) / other.t.ppf(0.975, 2)
+    half = np.sqrt(2) * np.log(2) * scale  # the low end is twice away, the high one 1.5 times
+    assert (check.low, check.high) == pytest.approx((np.exp(-half), np.exp(half)))
+
+
+@pytest.mark.parametrize("name", ["small", release_name("small")])
+def test_joules_that_may_be_none_have_no_ratio(name: str, made_up: MadeUp) -> None:
+    ours, release = _side(made_up)
+    assert release.side is not None
+    for one in ("small", release_name("small")):
+        low = 0.0 if one == name else 0.009
+        energy = Energy("ina3221", "VDD_IN", 0.010, low, 0.02 - low, 4.0, 3)
+        release.side.measurements[one] = replace(release.side.measurements[one], energy=energy)
+    check = _judged({"max_energy_ratio": 9.0}, ours, release)["max_energy_ratio"]
+    assert (check.status, "told apart from idling" in check.note) == ("INVALID", True)
+
+
+@pytest.mark.parametrize("flag", ["contended", "throttled", "swap"])
+def test_a_disturbed_device_spoils_a_ratio_of_load_times_that_is_not_held(flag: str, made_up: MadeUp) -> None:
+    ours, release = _side(made_up, flags=[flag])
+    statuses = [_judged({"max_load_ratio": limit}, ours, release)["max_load_ratio"].status for limit in (0.9, 1.1)]
+    assert statuses == ["INVALID", "PASS"]
+    # Latencies have CPU time instead.
+    assert _judged({"max_latency_ratio": 0.9}, ours, release)["max_latency_ratio"].status == "FAIL"
+
+
 def test_a_file_that_breaks_when_measured_again_is_invalid(made_up: MadeUp) -> None:
     ours, release = _side(made_up)
     assert release.side is not None

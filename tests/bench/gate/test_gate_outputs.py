@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from edgewise.bench.gate import Check, Verdict, Waived
 from edgewise.bench.gate.github import SUMMARY_BYTES, append_summary, commands, line_of, markdown
 from edgewise.bench.gate.junit import junit
 from edgewise.bench.gate.verdict import check_from_json
+from edgewise.bench.gate.words import headline
 
 EVIL = "a,b:c\n::set-output name=x::y%|<script>alert(1)</script> @team *[x](http://y)*"
 WAIVED = Waived("new board", "jane", "2027-01-31")
@@ -35,6 +37,18 @@ CHECKS = (
 
 def _verdict(policy: str = "fail", checks: tuple[Check, ...] = CHECKS) -> Verdict:
     return Verdict("FAIL", 1, checks, (f"look: {EVIL}",), {"on_inconclusive": policy})
+
+
+def test_the_headline_counts_what_is_waived_apart() -> None:
+    """A waived failure is over the limit all the same."""
+    told = headline(_verdict())
+    assert (
+        told
+        == "Of 5 checks: 2 over the limit, 1 could not be made, 1 too close to tell, "
+        + "1 within the limit. 1 more waived."
+    )
+    assert headline(_verdict(checks=CHECKS[4:5])) == "1 waived."
+    assert headline(_verdict(checks=CHECKS[5:6])) == "Not one check decides, so nothing was judged."
 
 
 # The structure of Jenkins' junit-10.xsd, which most CI systems follow: children, and attributes that must or may be.
@@ -158,6 +172,14 @@ def test_markdown_has_a_row_a_check_and_keeps_names_as_text() -> None:
     assert "::set-output" not in "\n".join(line for line in text.splitlines() if line.startswith("::"))
     assert "FAIL (waived)" in text
     assert "waived until 2027&#45;01" in text or "waived until 2027-01-31 by jane: new board" in text
+
+
+@pytest.mark.parametrize("name", ["a_b|c", "#1 &#95; *[x]*", "<b>&amp;</b> `~!` @me \\"])
+def test_a_name_in_a_cell_is_what_it_was(name: str) -> None:
+    text = markdown(_verdict(checks=(Check(name, "max_size_bytes", "PASS", 10.0, "bytes", 5.0, 5.0, 5.0),)), "x")
+    (row,) = (line for line in text.splitlines() if "✅" in line and line.startswith("| "))
+    assert html.unescape(row.split(" | ")[0].removeprefix("| ")) == name
+    assert not set(row.split(" | ")[0].removeprefix("| ")) & set("<>`*_[]|!~@")
 
 
 def test_the_summary_is_appended_and_cut_at_whole_lines(tmp_path: Path) -> None:

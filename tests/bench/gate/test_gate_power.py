@@ -54,7 +54,7 @@ def test_slices_and_releases_have_their_own_rows() -> None:
             "expected_flip_rate": 0.02,
         }
     )
-    known = Known(1000, {"class": {"class=a": 950, "class=b": 50, "class=c": 49}})
+    known = Known(1000, [{"class=a": 950, "class=b": 50, "class=c": 49}])
     rows = {(row.check, row.slice): row for row in prospects(budget, ["small"], Bench(), known)}
     assert set(rows) == {
         ("max_accuracy_drop_pp", None),
@@ -69,6 +69,14 @@ def test_slices_and_releases_have_their_own_rows() -> None:
     assert rows["max_accuracy_drop_pp", None].assumed == "2 % flips expected"
     assert rows["max_accuracy_drop_pp", "class=b"].outlook == "impossible"  # 51 at least
     assert rows["release.max_accuracy_drop_pp", None].outlook == "underpowered"
+
+
+def test_two_limits_on_one_split_have_their_own_slices() -> None:
+    one = {"by": "class", "max_accuracy_drop_pp": 5, "min_n": 1}
+    budget = Budget.model_validate({"slices": [{**one, "only": ["a"]}, {**one, "only": ["b"]}]})
+    known = Known(1000, [{"class=a": 900}, {"class=b": 100}])
+    rows = prospects(budget, ["small"], Bench(), known)
+    assert [(row.slice, row.n) for row in rows] == [("class=a", 900), ("class=b", 100)]
 
 
 def test_what_was_measured_before_is_used(made_up: MadeUp, scores: Callable[..., Any]) -> None:

@@ -14,7 +14,9 @@ import pytest
 
 from edgewise.bench.gate import CHECKS, EXIT_CODES, Check, gate
 from edgewise.bench.gate.config import NO_LIMITS, Budget
+from edgewise.bench.numbers import clock_of
 from edgewise.bench.record import Energy, Results, ScenarioResult
+from edgewise.bench.slices import Labels, keep
 from edgewise.errors import RecipeError
 
 MadeUp = Callable[..., Results]
@@ -216,8 +218,13 @@ def test_scores_that_are_not_right_or_wrong_are_paired_too(made_up: MadeUp) -> N
     whole = random.random(2000).astype(np.float32)
     teacher = {"ms": 10.0, "size": 10**6, "role": "reference", "precision": "float32", "scores": whole}
     results = made_up({"teacher": teacher, "small": {"scores": whole - 0.02}})
-    assert _only(Budget(max_accuracy_drop_pp=2.1), results).status == "PASS"
-    assert _only(Budget(max_accuracy_drop_pp=1.9), results).status == "FAIL"
+    # Equal gaps: 0.15 % of all samples may have another one, of a whole point at most, that was not met.
+    assert _only(Budget(max_accuracy_drop_pp=2.2), results).status == "PASS"
+    assert _only(Budget(max_accuracy_drop_pp=2.1), results).status == "INCONCLUSIVE"
+    assert _only(Budget(max_accuracy_drop_pp=1.8), results).status == "FAIL"
+    one = made_up({"teacher": {**teacher, "scores": whole[:1]}, "small": {"scores": whole[:1]}})
+    check = _only(Budget(max_accuracy_drop_pp=2.2), one)
+    assert (check.status, check.n, check.needed_n) == ("INCONCLUSIVE", 1, 2)
 
 
 def test_int8_slower_than_its_own_float_is_said_loudly(made_up: MadeUp) -> None:
@@ -234,6 +241,20 @@ def test_int8_candidates_are_judged_by_default(made_up: MadeUp) -> None:
     assert {check.file for check in both.checks} == {"small"}
     only = gate(Budget(max_size_bytes=10**9), made_up({"half": half}))
     assert {check.file for check in only.checks} == {"half"}
+
+
+def test_no_check_that_decides_is_no_pass(made_up: MadeUp) -> None:
+    results = made_up({"small": {}})
+    nothing = gate(Budget.model_validate({"release": {"max_size_ratio": 1}}), results)
+    assert (nothing.status, nothing.exit_code, nothing.checks) == ("INCONCLUSIVE", 4, ())
+    assert any("not one limit of the budget could be judged" in text for text in nothing.warnings)
+    split = keep(results, {"kind": Labels((np.arange(2000) % 2).astype(np.int64), ("odd", "even"))})
+    slices = {"by": "kind", "min_accuracy": 0.5, "min_n": 1001}
+    small = gate(Budget.model_validate({"slices": slices}), split)
+    assert (small.status, {check.status for check in small.checks}) == ("INCONCLUSIVE", {"PASS"})
+    assert any("under min_n" in text for text in small.warnings)
+    large = gate(Budget.model_validate({"slices": {**slices, "min_n": 1000}}), split)
+    assert (large.status, large.warnings) == ("PASS", ())
 
 
 def test_budgets_that_mean_nothing_are_refused(made_up: MadeUp) -> None:
@@ -328,6 +349,29 @@ def test_what_only_slows_leaves_a_limit_held_that_is_held(flag: str, made_up: Ma
     check = _only(Budget(max_p50_ms=1.5), results)
     assert (check.status, check.note.startswith("over the limit, but")) == ("INVALID", True)
     assert _only(Budget(max_p50_ms=1.5), made_up({"small": {"flags": ["battery"]}})).status == "FAIL"
+
+
+@pytest.mark.parametrize("flag", ["throttled", "swap", "contended", "drift"])
+def test_joules_of_a_disturbed_device_are_invalid_even_where_they_hold(flag: str, made_up: MadeUp) -> None:
+    energy = Energy("ina3221", "VDD_IN", 0.010, 0.009, 0.011, 4.0, 5)
+    results = _with(made_up({"small": {"flags": [flag]}}), energy=energy)
+    for limit in (0.012, 0.0105, 0.008):
+        assert _only(Budget(max_joules_per_inference=limit), results).status == "INVALID"
+
+
+def test_peak_memory_misses_what_was_swapped_out(made_up: MadeUp) -> None:
+    budget = Budget(max_peak_memory_bytes=10**9)
+    assert _only(budget, made_up({"small": {"flags": ["swap"]}})).status == "INVALID"
+    assert _only(budget, made_up({"small": {"flags": ["contended", "throttled"]}})).status == "PASS"
+
+
+def test_cpu_time_can_not_stand_in_for_a_gpu(made_up: MadeUp) -> None:
+    gpu = {"runtime": "tensorrt", "flags": ["contended"]}
+    teacher = {"ms": 10.0, "role": "reference", "precision": "float32", "runtime": "tensorrt"}
+    results = made_up({"teacher": teacher, "small": gpu})
+    assert clock_of(results, "teacher", "small") is None
+    assert _only(Budget(min_speedup=1), results).status == "INVALID"
+    assert clock_of(made_up({"small": {"flags": ["contended"]}}), "teacher", "small") == "cpu"
 
 
 def test_another_setting_than_asked_spoils_all_that_was_timed(made_up: MadeUp) -> None:

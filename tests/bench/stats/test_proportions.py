@@ -97,6 +97,22 @@ def test_scores_that_are_not_binary_get_a_paired_bootstrap() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * 0.01 / 20, rel=0.25)
 
 
+def test_one_pair_says_nothing_of_a_drop() -> None:
+    found = stats.paired_mean_drop([0.7], [0.5])
+    assert (found.value, found.low, found.high) == (pytest.approx(0.2), -math.inf, math.inf)
+
+
+@pytest.mark.parametrize("n", [2, 20, 2000])
+def test_equal_gaps_leave_room_for_those_not_met(n: int) -> None:
+    reference = np.random.default_rng(3).uniform(0.3, 0.9, n)
+    found = stats.paired_mean_drop(reference, reference, confidence=0.9)
+    unseen = other.binomtest(0, n).proportion_ci(0.9).high  # all may be lost by a whole point
+    assert (found.value, found.low, found.high) == pytest.approx((0, -unseen, unseen))
+    moved = stats.paired_mean_drop(reference, reference - 0.1, confidence=0.9)
+    assert (moved.low, moved.high) == pytest.approx((0.1 - 1.1 * unseen, 0.1 + 0.9 * unseen))
+    assert stats.paired_mean_drop(50 * reference, 50 * reference).high > 20 * unseen  # scores of another range
+
+
 @pytest.mark.parametrize(("psi", "needed"), [(0.02, 1236), (0.04, 2473), (0.08, 4946), (0.15, 9273)])
 def test_sample_sizes_are_the_published_rule(psi: float, needed: int) -> None:
     assert stats.paired_sample_size(psi, 0.01) == pytest.approx(needed, abs=2)
