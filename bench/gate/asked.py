@@ -58,7 +58,7 @@ def demands(budget: Budget, results: Results, release: against.Release | None) -
     for name, load in budget.scenarios.items():
         for key, limit in load.model_dump(exclude_none=True).items():
             _, unit, sign = CHECKS[key]
-            yield Asked(f"{name}.{key}", float(limit), partial(scenarios.measured, name, key), unit, sign)
+            yield Asked(f"{name}.{key}", float(limit), partial(scenarios.measured, name, key, limit), unit, sign)
     for limits in budget.sliced:
         for part in slices.parts(limits, results):
             gating = part.n >= limits.min_n

@@ -7,17 +7,20 @@ from functools import partial
 import numpy as np
 
 from edgewise.bench import stats
-from edgewise.bench.gate.found import Finding, TooFew, Unusable, more
+from edgewise.bench.gate.found import Finding, TooFew, Unusable, exactly, more
 from edgewise.bench.gate.verdict import CONFIDENCE
 from edgewise.bench.record import FileUnderTest, Results, ScenarioResult
 
 
-def measured(name: str, key: str, results: Results, file: FileUnderTest) -> Finding:
-    """What the budget's ``key`` finds in the scenario called ``name``."""
+def measured(name: str, key: str, limit: float, results: Results, file: FileUnderTest) -> Finding:
+    """What the budget's ``key`` finds in the scenario called ``name``, to be held against ``limit``."""
     found = _scenario(name, results, file)
     if not found.valid:
         raise Unusable(f"scenario {name}: {found.note or 'it did not run as asked'}")
-    return _qps(found) if key == "min_qps" else _quantile(found, QUANTILES[key])
+    if key != "min_qps":
+        return _quantile(found, QUANTILES[key])
+    offered = found.config.get("qps") if found.kind == "server" else None
+    return _qps(found) if offered is None else _offered(found, float(offered) * found.samples_a_query, limit)
 
 
 QUANTILES = {"max_p50_ms": 0.5, "max_p90_ms": 0.9, "max_p99_ms": 0.99}
@@ -40,6 +43,13 @@ def _qps(found: ScenarioResult) -> Finding:
         raise TooFew(count, count + 1, "repeats")
     interval = stats.Interval(found.qps, found.qps_low, found.qps_high)
     return Finding(interval, count, "repeats", partial(more, interval, count), "absolute", "95 % interval over repeats")
+
+
+def _offered(found: ScenarioResult, rate: float, limit: float) -> Finding:
+    """One rate was tried, and held: what was answered of it is chance, and no more than it was tried."""
+    if limit > rate:
+        raise Unusable(f"scenario {found.name}: only {rate:,.4g} /s were tried; leave its qps out, or try the limit")
+    return Finding(exactly(rate), found.queries, "queries", kind="absolute", note="the rate that was tried, and held")
 
 
 def _quantile(found: ScenarioResult, q: float) -> Finding:

@@ -316,6 +316,18 @@ def test_a_limit_under_load(limit: dict[str, float], status: str, made_up: MadeU
     assert check.low <= check.value <= check.high
 
 
+@pytest.mark.parametrize(("limit", "status"), [(200, "PASS"), (150, "PASS"), (201, "INVALID")])
+def test_a_single_rate_proves_itself_and_nothing_above(limit: float, status: str, made_up: MadeUp) -> None:
+    """Of 200 queries a second by chance, 196 came: neither is the file too slow, nor is a thousand out of its reach."""
+    one = _scenario("server", config={"qps": 200.0}, target_qps=200.0, qps=196.0, qps_low=180.0, qps_high=211.0)
+    check = _only(
+        Budget.model_validate({"scenarios": {"server": {"min_qps": limit}}}),
+        _with(made_up({"small": {}}), scenarios=(one,)),
+    )
+    assert check.status == status
+    assert ("only 200 /s were tried" in check.note) == (status == "INVALID")
+
+
 def test_a_scenario_that_is_missing_or_did_not_run_as_asked_is_invalid(made_up: MadeUp) -> None:
     budget = Budget.model_validate({"scenarios": {"server": {"min_qps": 1}}})
     check = _only(budget, _with(made_up({"small": {}}), scenarios=(_scenario("offline"),)))
