@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from edgewise.errors import DeviceError
+from edgewise.errors import AddressError
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ def address(text: str) -> Address:
     """The address in ``text``.
 
     Raises:
-        DeviceError: it isn't one, or holds something that ssh could take for an option, or a password.
+        AddressError: it isn't one, or holds something that ssh could take for an option, or a password.
     """
     try:
         found = urlsplit(text)
@@ -35,7 +35,7 @@ def address(text: str) -> Address:
     host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if ":" in user:
         # The text itself would show the password.
-        raise DeviceError(
+        raise AddressError(
             "no passwords in an address", where=f"ssh://…@{host}", hint="use a key: ssh-keygen, then ssh-copy-id"
         )
     unknown = sorted({key for key, _ in query} - {"python"})
@@ -48,5 +48,9 @@ def address(text: str) -> Address:
     return Address(host=host, user=user if at else None, port=port, python=python)
 
 
-def _wrong(text: str, why: str) -> DeviceError:
-    return DeviceError(f"expected ssh://[user@]host[:port][?python=/path], got {text!r}: {why}", where="device")
+def _wrong(text: str, why: str) -> AddressError:
+    return AddressError(
+        f"expected ssh://[user@]host[:port][?python=/path], got {text!r}: {why}",
+        where="device",
+        hint="docs/devices.md has examples",
+    )

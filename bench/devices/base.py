@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgewise.errors import DeviceError, RuntimeMissing
+from edgewise.errors import AddressError, DeviceError, RuntimeMissing
 
 
 class Worker(Protocol):
@@ -102,7 +102,8 @@ def open_device(text: str) -> Iterator[Device]:
     """The device called ``text``: ``local``, ``ssh://[user@]host[:port][?python=/path]`` or ``adb://SERIAL``.
 
     Raises:
-        DeviceError: no such kind of device, or it can't be used; says why.
+        AddressError: no such kind of device.
+        DeviceError: it can't be used; says why.
     """
     kind, _, rest = text.partition("://")
     if text == "local":
@@ -120,7 +121,7 @@ def open_device(text: str) -> Iterator[Device]:
         with open_adb(text) as phone:
             yield phone
     else:
-        raise DeviceError(
+        raise AddressError(
             f"expected local, ssh://[user@]host[:port] or adb://SERIAL, got {text!r}",
             where="device",
             hint="docs/devices.md has examples",

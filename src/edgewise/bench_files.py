@@ -163,8 +163,16 @@ def results_folder(out: Path | None) -> Iterator[Path]:
 
 
 def _random_inputs(files: Sequence[FileUnderTest], device: Device) -> NDArray[np.float32]:
-    """(SAMPLES, C, H, W) normal numbers of the shape that all files want."""
-    shapes = {file.name: _input_shape(file, device) for file in files}
+    """(SAMPLES, C, H, W) normal numbers of the shape that all files want. A file that can't be opened has no say, and
+    fails alone when it is measured."""
+    shapes, errors = {}, []
+    for file in files:
+        try:
+            shapes[file.name] = _input_shape(file, device)
+        except MeasureError as error:
+            errors.append(error)
+    if not shapes:
+        raise errors[0]
     if len(set(shapes.values())) > 1:
         text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise DataError(f"expected files of one input shape, got {text}", hint="measure them one by one")

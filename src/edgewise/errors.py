@@ -82,3 +82,9 @@ class DeviceError(EdgewiseError):
     """The device to measure on can't be used: no answer, a broken link, in use, full, or without what it needs."""
 
     exit_code = 5
+
+
+class AddressError(DeviceError):
+    """No device can be called so: trying again won't help."""
+
+    exit_code = 2

@@ -47,3 +47,17 @@ def test_a_file_is_measured_on_random_inputs(onnx_file: Callable[..., Path], tmp
     assert (row["name"], row["runtime"], row["error"]) == ("a.onnx", "onnxruntime", None)
     assert 3 <= row["launches"] <= 6
     assert row["p50_ms"]["low"] <= row["p50_ms"]["value"] <= row["p50_ms"]["high"]
+
+
+def test_a_broken_file_stops_no_other(onnx_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Nobody can ask it for the shape of its input, either."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    (tmp_path / "broken.onnx").write_bytes(b"foo")
+    quick = Bench(launches=1, max_launches=1, blocks=2, block_ms=2, warmup_s=0, sample_hz=0)
+    results = measure_files([tmp_path / "broken.onnx", onnx_file("a.onnx")], None, quick, tmp_path / "out")
+    rows = {row["name"]: row for row in summary(results)["files"]}
+    assert "can't open it" in rows["broken.onnx"]["error"]
+    assert rows["a.onnx"]["error"] is None
+    assert rows["a.onnx"]["launches"] == 1
+    with pytest.raises(MeasureError, match="can't open it"):
+        measure_files([tmp_path / "broken.onnx"], None, quick, None)

@@ -33,7 +33,7 @@ from edgewise.bench.devices.session import RemoteWorker, Session  # noqa: E402
 from edgewise.bench.devices.ssh import SSHDevice  # noqa: E402
 from edgewise.bench.devices.zipapp import agent_bytes, agent_sha256  # noqa: E402
 from edgewise.bench.replies import impossible, parsed, understood  # noqa: E402
-from edgewise.errors import DeviceError, MeasureError, RuntimeMissing  # noqa: E402
+from edgewise.errors import AddressError, DeviceError, MeasureError, RuntimeMissing  # noqa: E402
 
 FUZZ = settings(max_examples=100, deadline=None, database=None)
 NUMBERS = st.integers() | st.floats() | st.booleans() | st.none() | st.text(max_size=5)
@@ -79,9 +79,9 @@ def test_addresses(text: str, expected: Address) -> None:
     ],
 )
 def test_what_could_be_an_option_or_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(AddressError) as caught:
         address(text)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 2  # a mistake in the command; 5 is worth another try
 
 
 def test_a_password_is_refused_and_not_repeated() -> None:
@@ -105,7 +105,7 @@ def test_whatever_the_address_nothing_looks_like_an_option(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "remote", "ssh", "ssh://", "http://host", "telnet://host", "adb://"])
 def test_other_kinds_of_devices_are_refused(text: str) -> None:
-    with pytest.raises(DeviceError), open_device(text):
+    with pytest.raises(AddressError), open_device(text):
         pass
 
 
