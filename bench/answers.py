@@ -88,7 +88,7 @@ def _answer(
         outputs = device.out(out / _outputs(file))
         with contextlib.closing(device.worker(file.name, config.threads)) as worker:
             working.add(worker)
-            import_runtime(worker, file)
+            import_runtime(worker, file.runtime)
             reply = worker.ask(
                 "answers",
                 limit_s=LIMIT_S,

@@ -67,30 +67,29 @@ def arithmetic(file: FileUnderTest) -> str:
     return "default" if file.precision == "float16" or file.runtime == "tensorrt" else "float32"
 
 
-def import_runtime(worker: Worker, file: FileUnderTest) -> dict[str, Any]:
-    """Let the worker import the file's runtime.
+def import_runtime(worker: Worker, runtime: str) -> dict[str, Any]:
+    """Let the worker import the runtime of its file.
 
     Raises:
         MeasureError: it is missing there, or the worker is of another version than this side.
     """
-    reply = worker.ask("import", limit_s=LIMIT_S, runtime=file.runtime)
+    reply = worker.ask("import", limit_s=LIMIT_S, runtime=runtime)
     if reply.get("protocol") != PROTOCOL:
-        raise MeasureError(f"expected a worker of protocol {PROTOCOL}, got {reply.get('protocol')}", where=file.name)
+        raise MeasureError(f"expected a worker of protocol {PROTOCOL}, got {reply.get('protocol')}", where=worker.file)
     return reply
 
 
-def open_and_warm(worker: Worker, file: FileUnderTest, there: There, config: Bench) -> dict[str, dict[str, Any]]:
-    """Import, load, first inference and warm-up; the replies by name.
+def open_and_warm(worker: Worker, runtime: str, asked: dict[str, Any], warmup_s: float) -> dict[str, dict[str, Any]]:
+    """Import, load, first inference and warm-up; the replies by name. ``asked``: as ``There.asked`` has it.
 
     Raises:
         MeasureError: the file can't be run, or not as asked.
     """
-    asked = there.asked(file, config)
-    imported = import_runtime(worker, file)
+    imported = import_runtime(worker, runtime)
     loaded = worker.ask("load", limit_s=LIMIT_S, **asked)
-    check_settings(file.name, loaded["settings"], asked)
+    check_settings(worker.file, loaded["settings"], asked)
     first = worker.ask("first", limit_s=LIMIT_S, **asked)
-    warm = worker.ask("warmup", limit_s=LIMIT_S + config.warmup_s, seconds=config.warmup_s)
+    warm = worker.ask("warmup", limit_s=LIMIT_S + warmup_s, seconds=warmup_s)
     return {"import": imported, "load": loaded, "first": first, "warm": warm}
 
 

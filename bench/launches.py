@@ -148,7 +148,10 @@ def _round(
             file = files[place]
             try:
                 worker = stack.enter_context(contextlib.closing(device.worker(file.name, config.threads)))
-                opened[file.name] = worker, open_and_warm(worker, file, there, config)
+                opened[file.name] = (
+                    worker,
+                    open_and_warm(worker, file.runtime, there.asked(file, config), config.warmup_s),
+                )
             except MeasureError as error:
                 errors[file.name] = str(error)
             progress.step(f"launch {number + 1}: {file.name} warmed up")

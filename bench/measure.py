@@ -173,7 +173,7 @@ def _energy(file: FileUnderTest, there: There, config: Bench, device: Device) ->
     """None where the file or the sensor failed on the way: its times stand all the same."""
     try:
         with contextlib.closing(device.worker(file.name, config.threads)) as worker:
-            open_and_warm(worker, file, there, config)
+            open_and_warm(worker, file.runtime, there.asked(file, config), config.warmup_s)
             return measure_energy(worker, device)
     except MeasureError:
         return None

@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from edgewise.bench import stats
-from edgewise.bench.ask import check_settings
+from edgewise.bench.ask import LIMIT_S, open_and_warm
 from edgewise.bench.devices.base import Device, Worker
-from edgewise.bench.process import PROTOCOL
 from edgewise.bench.record import ScenarioPoint, ScenarioResult
 from edgewise.bench.scenario_config import MultiStream, Offline, Scenario, SingleStream, Sweep
 from edgewise.errors import MeasureError
 
-LIMIT_S = 300.0  # host-side, beside what a run may take
 MAX_QUERIES = 200_000  # as the agent has it
 
 
@@ -72,14 +70,9 @@ class Taken:
         loaded = self.loaded
         asked = {**loaded.asked, "streams": streams}
         with contextlib.closing(loaded.device.worker(loaded.name, asked["threads"])) as worker:
-            imported = worker.ask("import", limit_s=LIMIT_S, runtime=loaded.runtime)
-            if imported.get("protocol") != PROTOCOL:
-                raise MeasureError(f"expected a worker of protocol {PROTOCOL}, got {imported.get('protocol')}")
-            settings = worker.ask("load", limit_s=LIMIT_S, **asked)["settings"]
-            check_settings(loaded.name, settings, asked)
-            self.settings.update(settings)
-            worker.ask("first", limit_s=LIMIT_S, **asked)
-            warm = worker.ask("warmup", limit_s=LIMIT_S + loaded.warmup_s, seconds=loaded.warmup_s)["samples_ns"]
+            told = open_and_warm(worker, loaded.runtime, asked, loaded.warmup_s)
+            self.settings.update(told["load"]["settings"])
+            warm = told["warm"]["samples_ns"]
             yield worker, float(np.median(warm[len(warm) // 2 :]))
             worker.ask("close", limit_s=LIMIT_S)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgewise.models.mobilenet_v2 import BOTTLENECKS
+
 
 def _leaky_conv(channels_in: int, channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
@@ -135,17 +137,8 @@ class MobileNetV2(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.stem = SamePadded(3, 32, 3, 2)
-        rows = (
-            (1, 16, 1, 1),
-            (6, 24, 2, 2),
-            (6, 32, 3, 2),
-            (6, 64, 4, 2),
-            (6, 96, 3, 1),
-            (6, 160, 3, 2),
-            (6, 320, 1, 1),
-        )
         blocks, width = [], 32
-        for expansion, channels, repeats, stride in rows:
+        for expansion, channels, repeats, stride in BOTTLENECKS:
             for repeat in range(repeats):
                 blocks.append(Bottleneck(width, channels, stride if repeat == 0 else 1, expansion))
                 width = channels

@@ -184,7 +184,7 @@ def _input_shape(file: FileUnderTest, device: Device) -> tuple[int, ...]:
     """Asked of the runtime on the device: this machine may have none."""
     path = device.put(Path(file.path), beside=beside(file))
     with closing(device.worker(file.name, 1)) as worker:
-        import_runtime(worker, file)
+        import_runtime(worker, file.runtime)
         asked = {"path": path, "threads": 1, "batch": 1, "precision": arithmetic(file)}
         specs = worker.ask("load", limit_s=LIMIT_S, **asked)["inputs"]
     if len(specs) != 1 or specs[0][2] != "float32":

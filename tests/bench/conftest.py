@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -304,5 +304,19 @@ def onnx_file(tmp_path: Path) -> Callable[..., Path]:
         path = tmp_path / name
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))
         return path
+
+    return make
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Callable[[Mapping[str, str]], str]:
+    """``plant({path: text})`` puts files below a root, as a device has them; the root's path."""
+
+    def make(tree: Mapping[str, str]) -> str:
+        for name, text in tree.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return str(tmp_path)
 
     return make

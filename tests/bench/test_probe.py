@@ -18,18 +18,6 @@ from edgewise.bench.provenance import IDENTITY
 CPUS = "sys/devices/system/cpu/"
 
 
-@pytest.fixture
-def plant(tmp_path: Path) -> Callable[[Mapping[str, str]], str]:
-    def make(tree: Mapping[str, str]) -> str:
-        for name, text in tree.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return str(tmp_path)
-
-    return make
-
-
 def test_a_jetson(plant: Callable[[Mapping[str, str]], str]) -> None:
     root = plant(
         {

@@ -23,20 +23,6 @@ INA = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3/"
 BATTERY = "sys/class/power_supply/BAT0/"
 
 
-@pytest.fixture
-def plant(tmp_path: Path) -> Plant:
-    """``plant({path: text})`` puts files below a root; the root's path."""
-
-    def make(tree: Mapping[str, str]) -> str:
-        for name, text in tree.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return str(tmp_path)
-
-    return make
-
-
 def test_clocks_and_temperatures(plant: Plant) -> None:
     tree = {CPU.format(n) + "cpufreq/scaling_cur_freq": f"{1000 + n}\n" for n in (0, 2, 10)}
     tree |= {CPU.format(n) + "cpufreq/cpuinfo_max_freq": f"{2000 + n}\n" for n in (0, 2, 10)}

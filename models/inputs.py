@@ -1,0 +1,44 @@
+"""What one sample looks like, told by its shape alone: every room that needs example inputs gets them here.
+
+(C, H, W) is an image: float32 (N, C, H, W). (L, V) is a text: up to L tokens, each one of V; int64 ids (N, L), and any
+shorter length will do. Numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+
+
+def is_text(shape: Shape) -> bool:
+    """True for (L, V): inputs are token ids."""
+    return len(shape) == 2
+
+
+def dtype_of(shape: Shape) -> str:
+    """``int64`` for token ids, else ``float32``."""
+    return "int64" if is_text(shape) else "float32"
+
+
+def blank(shape: Shape, batch: int) -> NDArray[Any]:
+    """``batch`` inputs of one value: images of zeros, or L times the last id, which no tokenizer pads with."""
+    if is_text(shape):
+        return np.full((batch, shape[0]), shape[1] - 1, np.int64)
+    return np.zeros((batch, *shape), np.float32)
+
+
+def drawn(shape: Shape, batch: int, seed: int) -> NDArray[Any]:
+    """``batch`` inputs drawn from ``seed``: normal pixels, or ids that are all alike likely, padding among them."""
+    generator = np.random.default_rng(seed)
+    if is_text(shape):
+        return generator.integers(shape[1], size=(batch, shape[0]))
+    return generator.standard_normal((batch, *shape), dtype=np.float32)
+
+
+def dims_in_words(shape: Shape) -> str:
+    """``(N, L)`` of ids or ``(N, C, H, W)``, with the numbers that are known, for errors."""
+    return f"(N, {shape[0]}) ids below {shape[1]}" if is_text(shape) else f"(N, {', '.join(map(str, shape))})"
