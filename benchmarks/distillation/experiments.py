@@ -144,6 +144,7 @@ class Arm:
         noise: part of the training labels that is wrong.
         quantize: fields of ``Quantize``: ``start`` is quantized and, with ``epochs`` above 0, trained as such.
         seeds: only these, where the budget does not reach for all.
+        broken: a control that is meant to fail: what is left of it spreads as it likes, and is not pooled.
     """
 
     about: str
@@ -156,6 +157,7 @@ class Arm:
     noise: float = 0.0
     quantize: Settings | None = None
     seeds: tuple[int, ...] | None = None
+    broken: bool = False
 
     def nets(self, seed: int) -> tuple[str, ...]:
         """The nets that must be there first."""
@@ -353,7 +355,8 @@ def _e3(net: str) -> dict[str, Arm]:
         arms[qat] = arm("on labels (QAT)", (ptq,), cross_entropy=1.0, losses=[])
         arms[f"w{bits}_qad"] = arm("on the float net's answers, T=1 (QAD)", (ptq, qat), losses=kl(1.0))
         arms[f"w{bits}_both"] = arm("on both, 1 : 1", (ptq, qat), cross_entropy=1.0, losses=kl(1.0))
-        arms[f"w{bits}_qad_t4"] = arm("QAD at T=4 (negative control)", (ptq, qat, f"w{bits}_qad"), losses=kl(4.0))
+        failing = arm("QAD at T=4 (negative control)", (ptq, qat, f"w{bits}_qad"), losses=kl(4.0))
+        arms[f"w{bits}_qad_t4"] = replace(failing, broken=True)
     return arms
 
 

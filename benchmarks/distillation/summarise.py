@@ -30,10 +30,10 @@ Top-1 in % on all 10,000 test images after the last epoch: mean over n seeds, an
 (Student's t over seeds). Differences are in percentage points, paired by seed (same first weights, order of samples and
 views), with their 95 % interval. With few seeds a difference's own spread says little, so the spread is pooled over all
 arms of the experiment that are compared with the same baseline, as in an analysis of variance: it is taken to be alike
-in all of them. **Bold**: the interval excludes 0. Of 20 comparisons between equals one comes out bold
-by chance; nothing is corrected for how many there are. s/run: median seconds of one thread to train (of the runs that
-were not cut off on the way), the teacher's kept answers not counted (`live`: the teacher answers
-in every step, because a loss looks at its inner layers).
+in all of them; arms that are meant to fail have their own. **Bold**: the interval excludes 0. Of 20 comparisons between
+equals one comes out bold by chance; nothing is corrected for how many there are. s/run: median seconds of one thread to
+train (of the runs that were not cut off on the way), the teacher's kept answers not counted (`live`: the teacher
+answers in every step, because a loss looks at its inner layers).
 """
 
 
@@ -65,8 +65,12 @@ def gaps(ours: Seeds, theirs: Seeds) -> list[float]:
 
 
 def pooled(experiment: Experiment, known: Results, baseline: str) -> Spread | None:
-    """The spread of a difference to ``baseline``, over all arms that are compared with it; None without two seeds."""
-    rivals = [arm for arm in known if baseline in experiment.arms[arm].against and baseline in known]
+    """The spread of a difference to ``baseline``, over all arms that are compared with it, but broken ones; None
+    without two seeds."""
+    arms = experiment.arms
+    if baseline not in known or arms[baseline].broken:
+        return None
+    rivals = [arm for arm in known if baseline in arms[arm].against and not arms[arm].broken]
     lists = [gaps(known[arm], known[baseline]) for arm in rivals]
     freedom = sum(max(0, len(values) - 1) for values in lists)
     squares = sum(float(np.var(values)) * len(values) for values in lists if len(values) > 1)
@@ -138,7 +142,7 @@ def section(name: str, experiment: Experiment, results: Results) -> str:
         settings = experiment.arms[arm]
         score = student_t([100 * record["test"] for record in known[arm].values()])
         cells = [
-            difference(paired(known[arm], known[other], spreads[other]), len(known[arm]))
+            difference(paired(known[arm], known[other], None if settings.broken else spreads[other]), len(known[arm]))
             if other in settings.against and other in known
             else ""
             for other in baselines
@@ -165,7 +169,8 @@ def counts(experiment: Experiment, known: Results) -> list[str]:
     for baseline in experiment.arms:
         rivals = [arm for arm in known if baseline in experiment.arms[arm].against and baseline in known]
         spread = pooled(experiment, known, baseline)
-        found = {arm: gap for arm in rivals if (gap := paired(known[arm], known[baseline], spread)) is not None}
+        own = {arm: None if experiment.arms[arm].broken else spread for arm in rivals}
+        found = {arm: gap for arm in rivals if (gap := paired(known[arm], known[baseline], own[arm])) is not None}
         if len(found) < 2:
             continue
         better = [f"`{arm}`" for arm, (gap, _) in found.items() if gap.low > 0]
