@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.bench.ask import There, import_runtime, options
+from edgewise.bench.ask import There, import_runtime
 from edgewise.bench.config import Bench
 from edgewise.bench.devices.base import Device, Worker
 from edgewise.bench.launches import Progress
@@ -41,11 +41,11 @@ def answer_all(
     Args:
         files: who answers; ``unable`` are those that need no trying, and why.
         there: where files, inputs and the index of the samples are on the device.
-        targets: (n,), of the samples to answer.
+        targets: (n,), of the samples to answer; (n, L) where each token is answered.
         config: threads of a file.
         out: the results' folder.
         device: where; open.
-        score: ``(outputs (n, K), targets (n,)) -> (n,)``.
+        score: ``(outputs (n, K), targets (n,)) -> (n,)``; or of each token, ``(n, L, K), (n, L) -> (n,)``.
         unable: files that could not be run, and why.
         progress: told of each file.
 
@@ -92,11 +92,9 @@ def _answer(
             reply = worker.ask(
                 "answers",
                 limit_s=LIMIT_S,
-                path=there.paths[file.name],
-                inputs=there.inputs,
                 index=there.index,
                 out=outputs,
-                **{**options(file, config), "batch": ANSWER_BATCH},
+                **{**there.asked(file, config), "batch": ANSWER_BATCH},
             )
         device.get(outputs, out / _outputs(file))
         return int(reply["batch"])
@@ -114,11 +112,11 @@ def _scored(
         answered: NDArray[np.float32] = np.load(out / _outputs(file), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         return _unanswered(file.name, f"its answers can't be read: {error}")
-    sound = np.isfinite(answered).all(axis=1)
+    sound = np.isfinite(answered).all(axis=tuple(range(1, answered.ndim)))
     # NaN is never the largest: without this, argmax would call it the first class.
     values = np.asarray(score(np.nan_to_num(answered, nan=-np.inf), targets), dtype=np.float32)
-    if values.shape != targets.shape:
-        raise DataError(f"expected one score a sample {targets.shape}, got {values.shape}", where="score")
+    if values.shape != targets.shape[:1]:
+        raise DataError(f"expected one score a sample {targets.shape[:1]}, got {values.shape}", where="score")
     values[~sound] = 0.0
     np.save(out / scores, values)
     return Answers(

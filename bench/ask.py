@@ -19,18 +19,27 @@ LIMIT_S = 300.0
 
 @dataclass(frozen=True)
 class There:
-    """Where things lie on the device: the files by name, inputs, and the index of the samples to answer."""
+    """Where things lie on the device: the files by name, inputs, and the index of the samples to answer. ``padding``:
+    the id that inputs are filled up with where they are texts."""
 
     paths: dict[str, str]
     inputs: str
     index: str
+    padding: int | None = None
 
     def asked(self, file: FileUnderTest, config: Bench) -> dict[str, Any]:
         """What ``load`` and ``first`` of ``file`` are told."""
-        return {"path": self.paths[file.name], "inputs": self.inputs, **options(file, config)}
+        return {
+            "path": self.paths[file.name],
+            "inputs": self.inputs,
+            "padding": self.padding,
+            **options(file, config),
+        }
 
 
-def sent(files: Sequence[FileUnderTest], inputs: Path, index: Path, device: Device) -> tuple[There, dict[str, str]]:
+def sent(
+    files: Sequence[FileUnderTest], inputs: Path, index: Path, device: Device, padding: int | None = None
+) -> tuple[There, dict[str, str]]:
     """Everything brought to the device; which files could not be read here, and why.
 
     Raises:
@@ -43,7 +52,7 @@ def sent(files: Sequence[FileUnderTest], inputs: Path, index: Path, device: Devi
             paths[file.name] = device.put(Path(file.path), beside=beside(file))
         except MeasureError as error:
             failed[file.name] = str(error)
-    return There(paths, device.put(inputs), device.put(index)), failed
+    return There(paths, device.put(inputs), device.put(index), padding), failed
 
 
 def beside(file: FileUnderTest) -> list[Path]:

@@ -46,6 +46,7 @@ def measure(
     out: Path,
     *,
     score: Score,
+    padding: int | None = None,
     tick: Tick = silent,
     device: Device = LOCAL_DEVICE,
     unfinished: Unfinished | None = None,
@@ -56,12 +57,13 @@ def measure(
 
     Args:
         files: what to measure; names must differ.
-        inputs: ``.npy``, float32 (N, C, H, W), preprocessed.
-        targets: (N,).
+        inputs: ``.npy``, float32 (N, C, H, W) preprocessed, or token ids int64 (N, L).
+        targets: (N,), or (N, L) where each token is answered.
         ids: N names of samples.
         config: threads, batch, launches, blocks, warm-up, precision, scenarios, energy, samples to answer.
         out: folder for ``measurements.json``, ``answers/``, ``ids.txt`` and ``telemetry.jsonl``.
         score: ``(outputs (n, K), targets (n,)) -> (n,)``, one value a sample.
+        padding: the id that texts are filled up with: each is then run at its own length, where a file takes any.
         tick: told after each step.
         device: where to measure; open. ``config.device`` is what the caller has opened.
         unfinished: which files need more launches than ``config.launches``; by default those whose p50 is not known to
@@ -81,7 +83,7 @@ def measure(
     (out / "ids.txt").write_text("".join(f"{ids[i]}\n" for i in index), encoding="utf-8")
     before = device.probe()
     kept = Kept(out, inputs, config, device.name, before)
-    there, unsent = sent(files, inputs, index_path, device)
+    there, unsent = sent(files, inputs, index_path, device, padding)
     progress = Progress(tick, len(files) * (config.launches * (1 + config.blocks) + len(config.scenarios) + 1))
 
     measured, failed = launch_all(

@@ -363,6 +363,14 @@ class GoalRow:
 
 
 @dataclass(frozen=True)
+class OthersRow:
+    """Metrics of a stage's model or a file that are no mean over samples, by name: value and both ends."""
+
+    name: str
+    metrics: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
 class Context:
     """What the report can't know from the measurements alone.
 
@@ -393,6 +401,7 @@ class Context:
     plan: tuple[PlanRow, ...] = ()
     plan_note: str = ""
     goals: tuple[GoalRow, ...] = ()
+    others: tuple[OthersRow, ...] = ()
 
 
 def file_stem(name: str) -> str:

@@ -19,6 +19,9 @@ class _Scenario(Config):
     repeats: int = Field(3, ge=1, description="fresh processes; the interval comes from them")
     seconds: float = Field(3.0, gt=0, description="how long one run takes at least, by the speed of the warm-up")
     max_seconds: float = Field(60.0, gt=0, description="a run that takes longer ends there, and doesn't count")
+    length: int | None = Field(
+        None, ge=1, description="bring every text to so many tokens, cut or repeated; their own lengths by default"
+    )
 
     @property
     def known_as(self) -> str:

@@ -68,7 +68,7 @@ class Taken:
             MeasureError: it can't be opened, or a setting was not honoured.
         """
         loaded = self.loaded
-        asked = {**loaded.asked, "streams": streams}
+        asked = {**loaded.asked, "streams": streams, "length": self.scenario.length}
         with contextlib.closing(loaded.device.worker(loaded.name, asked["threads"])) as worker:
             told = open_and_warm(worker, loaded.runtime, asked, loaded.warmup_s)
             self.settings.update(told["load"]["settings"])

@@ -46,21 +46,24 @@ class Identity:
         data: hash of the samples in their order, such as :func:`data_fingerprint`.
         view: JSON; whatever else decides what the teacher sees and how it computes: the augmentation and the seed of
             its draws where there is one, the precision.
-        logits: numbers in a sample's row of logits: K classes, or T * K of T teachers side by side.
+        logits: numbers in a sample's row of logits: K classes, or T * K of T teachers side by side; (L, K) of tokens.
         samples: of the training split.
         views: how many views of each sample come again and again; 1 without augmentation.
         features: shapes without N by layer name, in the order in which they are put and got.
         dtype: float16 takes half the room and rounds to 11 bits; float32 keeps every bit.
+        length: L of texts, so that tokens (L, D) and attention (heads, L, L) of shorter batches can be put and got;
+            None where inputs are no texts.
     """
 
     teacher: str
     data: str
     view: Mapping[str, Any]
-    logits: int
+    logits: int | tuple[int, ...]
     samples: int
     views: int = 1
     features: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtype: Literal["float16", "float32"] = "float16"
+    length: int | None = None
 
     def record(self) -> dict[str, Any]:
         """As ``cache.json`` holds it."""
@@ -70,7 +73,8 @@ class Identity:
 
     def files(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of each file of values."""
-        rows = {LOGITS: (self.logits,)} | {f"feature-{i}.npy": tuple(s) for i, s in enumerate(self.features.values())}
+        logits = (self.logits,) if isinstance(self.logits, int) else self.logits
+        rows = {LOGITS: logits} | {f"feature-{i}.npy": tuple(s) for i, s in enumerate(self.features.values())}
         return {name: ((self.views, self.samples, *row), self.dtype) for name, row in rows.items()}
 
 
@@ -171,19 +175,27 @@ class TeacherCache:
         """Rows that are there, of ``views * samples``."""
         return int(np.count_nonzero(self._marks.array))
 
-    def get(self, view: int, index: Int) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    def get(self, view: int, index: Int, length: int | None = None) -> tuple[Tensor, tuple[Tensor, ...]] | None:
         """Logits (N, K) and features (N, ...) of the samples ``index`` (N,) in ``view``, float32 on the CPU, maps in
-        channels-last; None where any of them is not there yet."""
+        channels-last; None where any of them is not there yet. Of texts, tokens after ``length`` are left out."""
         self._check(view, index)
         if not self._marks.array[view, index].all():
             return None
-        logits, *features = (_float(rows.array[view, index]) for rows in self._values)
+        logits, *features = (_float(self._cut(rows.array[view], index, length)) for rows in self._values)
         return logits, tuple(features)
+
+    def _cut(self, rows: NDArray[Any], index: Int, length: int | None) -> NDArray[Any]:
+        """Rows (N, ...) of ``index``, no longer than ``length`` where a row has one place a token."""
+        places = _of_tokens(rows.shape[1:], self.identity.length)
+        part = [slice(length if place in places else None) for place in range(rows.ndim - 1)]
+        found: NDArray[Any] = rows[index] if length is None else rows[(index, *part)]
+        return found
 
     def put(
         self, view: int, index: Int, logits: Tensor, features: Sequence[Tensor] = ()
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Keep the rows that are not there yet; returns all of them as ``get`` will: rounded, float32, on the CPU.
+        """Keep the rows that are not there yet; returns all of them as ``get`` will: rounded, float32, on the CPU. Of
+        texts, tokens that the batch did without are kept as zeros, and are padding to every other batch.
 
         Use what is returned: then the epoch that fills the cache learns from the very numbers that later ones do. A row
         that was there stays as it was, even where the teacher now answers a bit differently (in a batch of another
@@ -201,8 +213,9 @@ class TeacherCache:
                 f"got {len(features)}",
                 where=str(self.folder),
             )
+        length = _shown(self.identity.length, (logits, *features), [shape[2:] for shape, _ in forms])
         given = [
-            _rounded(name, value, (len(index), *shape[2:]), dtype)
+            _rounded(name, _lengthened(value, shape[2:], self.identity.length), (len(index), *shape[2:]), dtype)
             for name, value, (shape, dtype) in zip(names, (logits, *features), forms, strict=True)
         ]
         absent = np.flatnonzero(self._marks.array[view, index] == 0)
@@ -216,7 +229,7 @@ class TeacherCache:
                 where=str(self.folder),
                 hint="make room on the disk and start again, which goes on from here; or run without the cache",
             ) from error
-        kept = self.get(view, index)
+        kept = self.get(view, index, length)
         assert kept is not None
         return kept
 
@@ -303,6 +316,35 @@ class _Rows:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
+
+
+def _of_tokens(shape: tuple[int, ...], length: int | None) -> tuple[int, ...]:
+    """Which places of a row's ``shape`` count a text's tokens: the first of (L, D), both of (heads, L, L)."""
+    if length is None or len(shape) < 2:
+        return ()
+    places = (0,) if len(shape) == 2 else tuple(range(1, len(shape)))
+    return places if all(shape[place] == length for place in places) else ()
+
+
+def _shown(length: int | None, values: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> int | None:
+    """How many tokens a batch of texts had, by its answers; None where they don't tell."""
+    for value, shape in zip(values, shapes, strict=True):
+        for place in _of_tokens(shape, length):
+            if value.dim() == len(shape) + 1:
+                return value.shape[place + 1]
+    return None
+
+
+def _lengthened(value: Tensor, shape: tuple[int, ...], length: int | None) -> Tensor:
+    """``value`` (N, ...) with zeros for the tokens that its batch did without."""
+    if value.dim() != len(shape) + 1:
+        return value  # told as an error by its name
+    missing = [shape[place] - value.shape[place + 1] for place in _of_tokens(shape, length)]
+    if not any(missing) or min(missing) < 0:
+        return value
+    places = dict(zip(_of_tokens(shape, length), missing, strict=True))
+    pads = [amount for place in reversed(range(len(shape))) for amount in (0, places.get(place, 0))]
+    return torch.nn.functional.pad(value, pads)
 
 
 def _rounded(name: str, value: Tensor, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from edgewise.compress.quantization.config import AdaRound
 from edgewise.compress.schedule import Temperature, Value, last_change, numbers
 from edgewise.compress.strategies.data_free_config import Generator, Inversion
 from edgewise.config import Config, RuntimeName
-from edgewise.models.config import ModelConfig, OnnxFile
+from edgewise.models.config import HuggingFace, ModelConfig, OnnxFile
 
 
 class Sgd(Config):
@@ -33,6 +33,11 @@ class AdamW(Config):
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    decay: Literal["all", "matrices"] = Field(
+        "all", description="what decays; matrices: neither biases nor norms, as transformers are trained"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
 
 
 class EarlyStop(Config):
@@ -49,7 +54,9 @@ class Fit(Config):
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=1, description="samples a step, over all processes together")
     optimizer: Annotated[Sgd | AdamW, Field(discriminator="kind")] = Sgd()
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "linear"] = Field(
+        "cosine", description="of the learning rate after warm-up: half a cosine or a line to zero, or none"
+    )
     warmup_epochs: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0, description="of the gradient of everything that learns in a step")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -72,15 +79,18 @@ class Fit(Config):
 
 class Source(Config):
     """A model and where its weights come from: a file, training on labels, or a file fine-tuned on labels. An ONNX file
-    has its own inside."""
+    and a folder in Hugging Face form have their own inside."""
 
     model: ModelConfig
     weights: Path | None = Field(None, description=".pth, .pt or .safetensors; tensors only, code in it is refused")
     train: Fit | None = None
+    tokenizer: Path | None = Field(
+        None, description="of a net for texts that reads other tokens than the task's: a folder, or a tokenizer.json"
+    )
 
     @model_validator(mode="after")
     def _has_weights(self) -> Source:
-        if self.weights is None and self.train is None and not isinstance(self.model, OnnxFile):
+        if self.weights is None and self.train is None and not isinstance(self.model, OnnxFile | HuggingFace):
             raise ValueError("give weights, or train, or both: an untrained model teaches nothing")
         return self
 
@@ -285,6 +295,9 @@ class Offline(Lessons):
     """What a teacher that stays as it is allows: company, and answers kept for the next time."""
 
     fit: Fit = Fit()
+    split: Literal["train", "transfer"] = Field(
+        "train", description="transfer: the task's own split for it, whose labels need not be known"
+    )
     ensemble: Ensemble | None = None
     cache: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -399,6 +412,19 @@ class Inherit(Config):
     slice: bool = Field(False, description="where the teacher is wider, take its first channels")
 
 
+class PruneVocabulary(Config):
+    """Leave the words that the task's texts don't use out of the table: they are read as the unknown one from then on
+    (arXiv 2010.05609). Test texts are not looked at."""
+
+    kind: Literal["prune_vocabulary"]
+    at_least: int = Field(1, ge=1, description="keep what stands so often in these texts; special tokens always stay")
+    splits: tuple[Literal["train", "transfer"], ...] = Field(
+        ("train", "transfer"), min_length=1, description="whose texts; a split that the task doesn't have has none"
+    )
+    unknown: int | None = Field(None, ge=0, description="the id that stands for the rest; null: the tokenizer's own")
+    keep: tuple[int, ...] = Field((), description="ids that stay, used or not")
+
+
 class Mixed(Config):
     """Which layers stay in float is searched for: under a bound on accuracy, the fewest multiply-accumulates; under a
     bound on latency, as many sensitive layers as it allows. Judged on training samples that calibration did not use."""
@@ -478,6 +504,7 @@ StageConfig = Annotated[
     | Inherit
     | Prune
     | DropBlocks
+    | PruneVocabulary
     | Distill
     | Assistant
     | DataFree

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgewise.compress.macs import evaluating
+from edgewise.models.inputs import blank
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -67,7 +68,9 @@ def _pairs(model: nn.Module, input_shape: tuple[int, ...]) -> list[tuple[nn.Modu
             made[id(output)] = module
 
     some = next(model.parameters(), torch.empty(0))
-    example = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
+    example = torch.from_numpy(blank(input_shape, 1)).to(some.device)
+    if example.is_floating_point():
+        example = example.to(some.dtype)
     handles = [m.register_forward_hook(note) for m in candidates]
     try:
         with evaluating(model), _Reads() as reads:

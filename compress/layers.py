@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from edgewise.compress.adapters import grid
 from edgewise.compress.losses.base import LayerMap, Layers, Pair, Sizes
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, placement, shown
 from edgewise.compress.pruning.identity import Dropped
 from edgewise.compress.taps import INPUT, WHERE, first_tensor, near
 from edgewise.errors import ModelError
+from edgewise.models.inputs import blank, dims_in_words, is_text
 
 Shape = tuple[int, ...]
 EMBEDDING = "embedding"
@@ -50,8 +51,8 @@ class Trace:
 
 
 def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
-    """Run two zero images (2, *input_shape) through ``model`` in eval mode; modes, buffers and random state are put
-    back.
+    """Run two blank samples (2, C, H, W), or two texts of L tokens, through ``model`` in eval mode; modes, buffers and
+    random state are put back.
 
     Raises:
         ModelError: the model can't take an input of this shape, or gives no tensor.
@@ -75,11 +76,11 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(leave(name)).remove)
         try:
-            logits = first_tensor(model(torch.zeros(2, *input_shape, **place)))
+            logits = first_tensor(model(shown(model, blank(input_shape, 2))))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
-                f"the model can't take an input of shape {(2, *input_shape)}: {error}",
-                hint="check input_shape (C, H, W) against the model",
+                f"the model can't take an input of shape {dims_in_words(input_shape)}: {error}",
+                hint="check the task's input shape against the model",
             ) from error
     if logits is None:
         raise ModelError("the model gives no tensor", hint="its forward pass must return logits (N, classes)")
@@ -93,7 +94,9 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
         shapes={name: tuple(tensor.shape[1:]) for name, tensor in outputs.items()},
         inputs={name: tuple(tensor.shape[1:]) for name, (tensor, _) in taken.items() if name + INPUT not in changed},
         overwritten=frozenset(changed),
-        stages=_stages(modules, outputs, heads),
+        stages=(
+            _last_block(modules, outputs, input_shape[0]) if is_text(input_shape) else _stages(modules, outputs, heads)
+        ),
         classifier=_classifier(modules, {name: tensor for name, (tensor, _) in given.items()}, logits),
         heads=heads,
         output=tuple(logits.shape[1:]),
@@ -227,6 +230,15 @@ def _stages(
     blocks = {size: (rank, name) for size, (rank, name) in best.items() if rank > 1}
     found = blocks if len(blocks) > 1 else best
     return {found[size][1]: size for size in sorted(found, key=prod, reverse=True)}
+
+
+def _last_block(
+    modules: Mapping[str, nn.Module], outputs: Mapping[str, Tensor], length: int
+) -> dict[str, tuple[int, int]]:
+    """Of a net for texts, the last block that gives a vector a token, which counts as a map of one row."""
+    tokens = [name for name, tensor in outputs.items() if tensor.dim() == 3 and tensor.shape[1] == length]
+    blocks = [name for name in tokens if _rank(modules[name]) == 3]
+    return {blocks[-1]: (1, length)} if blocks else {}
 
 
 def _rank(module: nn.Module) -> int:

@@ -2,8 +2,8 @@
 
 A multiply-accumulate is one product and one addition inside a convolution or a matrix product:
 ``Conv2d  N * C_out * H_out * W_out * (C_in / groups) * kH * kW``, ``Linear  rows * in * out``, attention
-``2 * L * S * d`` for its two products. Biases, BatchNorm, activations, pooling and additions are not counted, which is
-the convention of arXiv 1512.03385 and 1801.04381.
+``2 * L * S * d`` for its two products, an LSTM ``rows * 4 H * (in + H)``. Biases, BatchNorm, activations, pooling and
+additions are not counted, which is the convention of arXiv 1512.03385 and 1801.04381.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgewise.errors import ModelError
+from edgewise.models.inputs import blank
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -47,7 +50,8 @@ class Cost:
 
 
 def count(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """Run one zero sample (1, *input_shape) through ``model`` in eval mode and count; modes are put back.
+    """Run one blank sample (1, C, H, W), or a text of L tokens, through ``model`` in eval mode and count; modes are put
+    back.
 
     A module called twice counts twice; a parameter shared by two modules counts once in the total.
 
@@ -56,7 +60,7 @@ def count(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     """
     macs: dict[str, int] = defaultdict(int)
     running: list[str] = [""]
-    example = torch.zeros(1, *input_shape, **placement(model))
+    example = shown(model, blank(input_shape, 1))
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         for name, module in model.named_modules():
@@ -68,12 +72,18 @@ def count(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"the model can't take an input of shape {tuple(example.shape)}: {error}",
-                hint="check input_shape (C, H, W) against the model",
+                hint="check the task's input shape against the model",
             ) from error
     modules = dict(model.named_modules())
     own = {name: sum(p.numel() for p in modules[name].parameters(recurse=_whole(modules[name]))) for name in macs}
     layers = {name: LayerCost(macs=value, params=own[name]) for name, value in macs.items() if value}
     return Cost(sum(macs.values()), sum(p.numel() for p in model.parameters()), layers)
+
+
+def shown(model: nn.Module, inputs: NDArray[Any]) -> Tensor:
+    """``inputs`` where the model is: pixels in its dtype, token ids as they are."""
+    place, tensor = placement(model), torch.from_numpy(np.ascontiguousarray(inputs))
+    return tensor.to(**place) if tensor.is_floating_point() else tensor.to(place["device"])
 
 
 def placement(model: nn.Module) -> dict[str, Any]:
@@ -122,6 +132,8 @@ def _counter(module: nn.Module) -> Callable[[Any, Any, Any], int] | None:
         return _convolution
     if isinstance(module, nn.Linear):
         return _linear
+    if isinstance(module, nn.LSTM):
+        return _recurrent
     return _multihead if isinstance(module, nn.MultiheadAttention) else None
 
 
@@ -139,6 +151,13 @@ def _convolution(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tens
 
 def _linear(module: nn.Linear, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> int:
     return output.numel() * module.in_features
+
+
+def _recurrent(module: nn.LSTM, args: tuple[torch.Tensor, ...], output: Any) -> int:
+    """Each step multiplies its input and the state before; padded steps count."""
+    steps = args[0].numel() // args[0].shape[-1]
+    matrices = sum(weight.numel() for name, weight in module.named_parameters() if name.startswith("weight"))
+    return steps * matrices
 
 
 def _multihead(module: nn.MultiheadAttention, args: tuple[torch.Tensor, ...], output: Any) -> int:

@@ -19,11 +19,13 @@ from torch import nn
 from edgewise.compress.pruning.identity import BlocksDropped, put_identities
 from edgewise.compress.resize import resize
 from edgewise.compress.simkd import ReusedClassifier, restore_classifier
+from edgewise.compress.vocabulary import VocabularyPruned, restore_vocabulary
 from edgewise.config import Config
 from edgewise.errors import ArtifactError, ModelError, WeightsError
 from edgewise.models.build import build
-from edgewise.models.config import OnnxFile, SavedModel
+from edgewise.models.config import HuggingFace, OnnxFile, SavedModel
 from edgewise.models.onnx.file import without_file
+from edgewise.models.text.huggingface import without_folder
 
 FORMAT = 1
 ARCHITECTURE = "architecture.json"
@@ -47,14 +49,16 @@ class FakeQuantized(Config):
     )
 
 
-Edit = Annotated[ChannelPlan | BlocksDropped | FakeQuantized | ReusedClassifier, Field(discriminator="kind")]
+Edit = Annotated[
+    ChannelPlan | BlocksDropped | FakeQuantized | ReusedClassifier | VocabularyPruned, Field(discriminator="kind")
+]
 
 
 class Description(Config):
     """Everything needed to build the model again, but its tensors."""
 
     model: SavedModel
-    input_shape: tuple[int, int, int] = Field(description="(C, H, W)")
+    input_shape: tuple[int, int, int] | tuple[int, int] = Field(description="(C, H, W), or (L, V) of texts")
     classes: int
     edits: tuple[Edit, ...] = ()
 
@@ -62,14 +66,16 @@ class Description(Config):
 def save_model(model: nn.Module, description: Description, folder: Path) -> None:
     """Write both files into ``folder``, made if need be. The same model and description give the same bytes.
 
-    Tensors are stored contiguous and on the CPU, tied ones once for each name. A model that came from an ONNX file is
-    described by what was read there: the file is not needed again.
+    Tensors are stored contiguous and on the CPU, tied ones once for each name. A model that came from an ONNX file or a
+    folder in Hugging Face form is described by what was read there: neither is needed again.
 
     Raises:
         ArtifactError: the folder can't be written.
     """
     if isinstance(description.model, OnnxFile):
         description = description.model_copy(update={"model": without_file(description.model, model)})
+    if isinstance(description.model, HuggingFace):
+        description = description.model_copy(update={"model": without_folder(description.model, model)})
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     text = json.dumps({"format": FORMAT, **description.model_dump(mode="json")}, indent=1, sort_keys=True)
     try:
@@ -130,7 +136,7 @@ def read_description(folder: Path) -> Description:
 
 def describe(description: Description) -> str:
     """One line for people: ``cifar_resnet depth=56 width=16, 3x32x32 -> 10, pruned (81 layers), quantized``."""
-    settings = description.model.model_dump(exclude={"kind", "program"})
+    settings = description.model.model_dump(exclude={"kind", "program", "settings"})
     head = " ".join([description.model.kind, *(f"{name}={value}" for name, value in settings.items())])
     shape = "x".join(map(str, description.input_shape))
     return ", ".join([head, f"{shape} -> {description.classes}", *map(_in_words, description.edits)])
@@ -146,6 +152,8 @@ def _in_words(edit: Edit) -> str:
         return f"pruned ({len(edit.plan)} layers)"
     if isinstance(edit, BlocksDropped):
         return f"without {', '.join(edit.names)}"
+    if isinstance(edit, VocabularyPruned):
+        return f"{edit.rows} words"
     if isinstance(edit, FakeQuantized) and edit.float_layers:
         return f"quantized ({len(edit.float_layers)} layers in float)"
     return "quantized" if isinstance(edit, FakeQuantized) else f"teacher's classifier ({edit.channels} channels)"
@@ -158,6 +166,8 @@ def _edited(model: nn.Module, description: Description, folder: Path) -> nn.Modu
                 resize(model, edit.plan)
             elif isinstance(edit, BlocksDropped):
                 put_identities(model, edit.names)
+            elif isinstance(edit, VocabularyPruned):
+                restore_vocabulary(model, edit)
             elif isinstance(edit, ReusedClassifier):
                 restore_classifier(model, edit)
             else:

@@ -26,6 +26,7 @@ from edgewise.compress.pruning.soundness import sound
 from edgewise.compress.quantization.places import switched_off
 from edgewise.compress.quantization.switches import Switches, find_switches
 from edgewise.errors import ModelError
+from edgewise.models.inputs import form_of
 from edgewise.models.tasks.base import Float, Int, accuracy
 from edgewise.progress import Tick, silent
 
@@ -97,7 +98,7 @@ def quantization_sensitivity(
     Raises:
         ModelError: no quantizers, no samples, or samples that the model can't take.
     """
-    switches = switches or find_switches(quantized, inputs[:1].shape[1:])
+    switches = switches or find_switches(quantized, form_of(inputs[:1]))
     with switched_off(list(switches.readers)):
         reference = answers(quantized, inputs, batch)
     rows = []
@@ -158,7 +159,7 @@ def pruning_sensitivity(
     bad = [ratio for ratio in ratios if not 0 < ratio < 1]
     if bad or not ratios:
         raise ModelError(f"expected ratios above 0 and below 1, got {bad or 'none'}", where="pruning_sensitivity")
-    candidates, skipped = _candidates(model, inputs[:1].shape[1:], seed)
+    candidates, skipped = _candidates(model, form_of(inputs[:1]), seed)
     groups, more = rank(model, candidates, "l2", seed=seed)
     skipped |= more
     probe = copy.deepcopy(model)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.compress.layers import Trace, resolve, sizes, trace
+from edgewise.compress.lesson import check_labelled
 from edgewise.compress.losses import LossConfig
 from edgewise.compress.losses.base import Batch, Loss, Outputs, Pair
 from edgewise.errors import EdgewiseError, ModelError
+from edgewise.models.inputs import is_text
+from edgewise.models.tasks.base import IGNORED, UNLABELLED
 
 MASKED = -1e4
 """A logit that no softmax sees; within float16's range."""
@@ -25,7 +28,8 @@ class Signals(nn.Module):
     left behind when the student goes.
 
     Raises:
-        ModelError: a layer is missing, or a pair of layers doesn't fit its loss.
+        ModelError: a layer is missing, a pair of layers doesn't fit its loss, or a loss that knows no padding would
+            compare tokens of texts.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Signals(nn.Module):
             assert ours is not None
             assert theirs is not None
             self.pairs[name] = _resolved(name, self.losses[name], ours, theirs)
+            if is_text(input_shape):
+                _check_padding(name, self.losses[name], self.pairs[name], ours, theirs)
             try:
                 learner = self.losses[name].learner(sizes(self.pairs[name], ours, theirs, samples))
             except EdgewiseError as error:
@@ -88,7 +94,7 @@ class Signals(nn.Module):
         """Unweighted terms of the ``active`` losses.
 
         Args:
-            student: logits (N, K) and features by layer.
+            student: logits (N, K), or (N, L, K) of tokens, and features by layer.
             teacher: the logits of each teacher, and the features of the first.
             batch: labels and time.
             active: names of the losses to compute.
@@ -97,19 +103,24 @@ class Signals(nn.Module):
             shares: of each teacher, adding up to 1.
         """
         terms = {}
+        (flat, *flat_taught), flat_batch = each_answer((student[0], *teacher[0]), batch)
         for (name, loss), learner in zip(self.losses.items(), self.learners, strict=True):
             if name not in active:
                 continue
             pairs = self.pairs[name]
+            # A loss that reads no layer needs not know that its samples are tokens.
+            logits, taught, seen = (student[0], teacher[0], batch) if pairs else (flat, flat_taught, flat_batch)
             temperature = getattr(loss, "temperature", None)
             softened = 1.0 if temperature is None else batch.at(temperature)
-            answers = combined(teacher[0], mean if loss.softens else "logits", shares, softened)
-            ours = Outputs(student[0], tuple(student[1][pair.student] for pair in pairs))
+            answers = combined(taught, mean if loss.softens else "logits", shares, softened)
+            ours = Outputs(logits, tuple(student[1][pair.student] for pair in pairs))
             theirs = Outputs(answers, tuple(teacher[1][pair.teacher] for pair in pairs))
-            ours, theirs, kept = corrected(wrong, ours, theirs, batch)
+            ours, theirs, kept = corrected(wrong, ours, theirs, seen)
             if len(kept.targets) == 0:  # the teacher knew none of them
                 terms[name] = student[0].float().sum() * 0.0
                 continue
+            if loss.needs_labels:
+                check_labelled(kept.targets, name, "losses")
             if loss.needs_labels and kept.partners is not None:
                 raise ModelError(
                     f"{name} needs one label a sample, and mixup or cutmix gives two",
@@ -119,7 +130,7 @@ class Signals(nn.Module):
             try:
                 term = loss(ours, theirs, kept, None if isinstance(learner, nn.Identity) else learner)
                 # Dropped samples weigh nothing; they don't make the others weigh more.
-                terms[name] = term if wrong != "drop" else term * (len(kept.targets) / len(batch.targets))
+                terms[name] = term if wrong != "drop" else term * (len(kept.targets) / len(seen.targets))
             except EdgewiseError as error:
                 raise _named(name, error) from error
             except ValueError as error:  # shapes that don't fit, too few classes
@@ -137,15 +148,32 @@ def names(losses: Sequence[LossConfig]) -> list[str]:
 
 
 def combined(logits: Sequence[Tensor], mean: str, shares: Sequence[float], temperature: float) -> Tensor:
-    """Several teachers' logits (N, K) as one: at ``temperature``, their softmax is the mean of the softmaxes."""
+    """Several teachers' logits (N, ..., K) as one: at ``temperature``, their softmax is the mean of the softmaxes."""
     if len(logits) == 1:
         return logits[0]
-    weights = torch.tensor(shares, device=logits[0].device).view(-1, 1, 1)
+    weights = torch.tensor(shares, device=logits[0].device).view(-1, *(1,) * logits[0].dim())
     stacked = torch.stack([answer.float() for answer in logits])
     if mean == "logits":
         return (weights * stacked).sum(0)
     logs = (stacked / temperature).log_softmax(dim=-1) + weights.log()
     return temperature * logs.logsumexp(dim=0)
+
+
+def each_answer(logits: Sequence[Tensor], batch: Batch) -> tuple[list[Tensor], Batch]:
+    """One row for each answer. Logits (N, K) and the batch stay as they are; of logits (N, L, K) the M tokens that have
+    a label, or where none is known the real ones, become samples: (M, K), and their batch."""
+    if logits[0].dim() != 3:
+        return list(logits), batch
+    if batch.targets.dim() == 2:
+        known = batch.targets != IGNORED
+        targets = batch.targets[known]
+    else:
+        known = torch.ones(logits[0].shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
+        targets = batch.targets.new_full((int(known.sum()),), UNLABELLED)
+    index = batch.index[:, None].expand(known.shape)[known]
+    return [answer[known] for answer in logits], replace(
+        batch, inputs=batch.inputs[known], targets=targets, index=index, mask=None
+    )
 
 
 def corrected(wrong: str, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Outputs, Outputs, Batch]:
@@ -162,6 +190,12 @@ def corrected(wrong: str, student: Outputs, teacher: Outputs, batch: Batch) -> t
             "whether the teacher is wrong is not known of mixed samples",
             where="teacher_wrong",
             hint="leave mixup and cutmix out, or set teacher_wrong: none",
+        )
+    check_labelled(batch.targets, "teacher_wrong", "teacher_wrong")
+    if batch.targets.is_floating_point() or teacher.logits.dim() != 2:
+        what = "numbers" if batch.targets.is_floating_point() else "a text whose tokens have an answer each"
+        raise ModelError(
+            f"whether the teacher is wrong is not known of {what}", where="teacher_wrong", hint="set it to none"
         )
     answers, targets = teacher.logits, batch.targets
     right = answers.gather(1, targets[:, None])
@@ -202,6 +236,23 @@ def _resolved(name: str, loss: Loss, ours: Trace, theirs: Trace) -> tuple[Pair, 
             hint = "call its edit(student, teacher, input_shape) first, as the pipeline does"
             error = ModelError(error.message, where=error.where, hint=hint)
         raise _named(name, error) from error
+
+
+def _check_padding(name: str, loss: Loss, pairs: tuple[Pair, ...], ours: Trace, theirs: Trace) -> None:
+    """Nothing, where padding can't change the loss."""
+    if loss.reads_mask or not pairs:
+        return
+    known = sizes(pairs, ours, theirs, 0)
+    for pair, shapes in zip(pairs, zip(known.student, known.teacher, strict=True), strict=True):
+        for layer, shape in zip((pair.student, pair.teacher), shapes, strict=True):
+            if len(shape) > 1:
+                raise ModelError(
+                    f"{layer!r} gives {shape} for a text, padding among it, and this loss can't tell tokens from "
+                    "padding: a longer batch would change it",
+                    where=f"losses: {name}",
+                    hint="name layers that give one vector a text, such as embedding; between tokens use "
+                    "hidden_states, hidden_cosine, attention_matrices or value_relations",
+                )
 
 
 def _named(name: str, error: EdgewiseError) -> ModelError:

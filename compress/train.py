@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from edgewise.compress.config import Fit, Sgd
 from edgewise.compress.lesson import Labels, Lesson
 from edgewise.compress.losses.base import Batch
 from edgewise.errors import DataError, ModelError
+from edgewise.models.inputs import trimmed
 from edgewise.models.tasks.augment import view, view_number
-from edgewise.models.tasks.base import Split
+from edgewise.models.tasks.base import Int, Split, TextSplit
 from edgewise.models.tasks.config import Augment
 from edgewise.progress import Tick, silent
 
@@ -51,6 +53,9 @@ class Running(TypedDict, total=False):
 EXPLODED = 1e6
 """A weighted term beyond this has lost its way: cross-entropy over a million classes starts at 14."""
 
+WINDOW = 50
+"""Batches of texts that are sorted by length together: enough to waste little on padding, few enough to stay random."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -70,17 +75,28 @@ def labels_only(model: nn.Module, label_smoothing: float = 0.0) -> Lesson:
 
 
 def lr_factor(step: int, total: int, warmup: int, schedule: str) -> float:
-    """Part of the peak learning rate at ``step`` of ``total``: linear warm-up, then constant or half a cosine."""
+    """Part of the peak learning rate at ``step`` of ``total``: linear warm-up, then constant, a line down to zero, or
+    half a cosine."""
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    done = (step - warmup) / max(1, total - warmup)
+    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-def order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which ``epoch`` visits the samples: (samples,)."""
-    return np.random.default_rng([seed, epoch, 1]).permutation(samples)
+def order(samples: int, seed: int, epoch: int, batch: int = 1, lengths: Int | None = None) -> Int:
+    """The order in which ``epoch`` visits the samples: (samples,), or where texts have ``lengths`` the whole batches of
+    it. Texts of like length then share a batch of ``batch``: windows of the shuffled samples are sorted by length, and
+    their batches shuffled."""
+    generator = np.random.default_rng([seed, epoch, 1])
+    shuffled = generator.permutation(samples)
+    if lengths is None:
+        return shuffled
+    shuffled = shuffled[: samples // batch * batch]  # any may be left out, not always the longest
+    windows = [shuffled[start : start + WINDOW * batch] for start in range(0, len(shuffled), WINDOW * batch)]
+    batches = [part for one in windows for part in one[np.argsort(lengths[one], kind="stable")].reshape(-1, batch)]
+    return np.concatenate([batches[place] for place in generator.permutation(len(batches))])
 
 
 def _fabric(precision: str) -> Fabric:
@@ -104,7 +120,14 @@ def _optimizer(lesson: Lesson, config: Fit) -> torch.optim.Optimizer:
             nesterov=o.nesterov and o.momentum > 0,
             weight_decay=o.weight_decay,
         )
-    return torch.optim.AdamW(parameters, lr=o.lr, weight_decay=o.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if o.decay == "matrices":
+        matrices, vectors = ([p for p in parameters if (p.dim() > 1) is wide] for wide in (True, False))
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    # One pass over the memory instead of a dozen, each with a copy: with a table of words that is more than half of a
+    # step's time. Half precision scales gradients, which must be undone before they are clipped: not inside the step.
+    fused = config.precision != "16-mixed"
+    return torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=fused)
 
 
 def _mean_over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
@@ -208,11 +231,12 @@ def fit(
         kept = _Kept(average, best, progress["best_epoch"], -math.inf if best_value is None else best_value)
 
     pending: checkpoints.Captured | None = None
+    padding, lengths = (split.padding, split.lengths) if isinstance(split, TextSplit) else (None, None)
     total, warmup = steps * config.epochs, round(config.warmup_epochs * steps)
     augment = augment or Augment()
     while done < total and not _stopped(config, kept, len(history)):
         epoch, start = divmod(done, steps)
-        visit = order(samples, seed, epoch)
+        visit = order(samples, seed, epoch, config.batch_size, lengths)
         lesson.train()
         for step in range(start, steps):
             factor = lr_factor(done, total, warmup, config.schedule)
@@ -220,7 +244,7 @@ def fit(
                 group["lr"] = peak * factor
             first = step * config.batch_size + fabric.global_rank * share
             number = view_number(augment, epoch)
-            batch = _batch(split, visit[first : first + share], augment, seed, epoch, fabric.device)
+            batch = _batch(split, visit[first : first + share], padding, augment, seed, epoch, fabric.device)
             when = (done / steps, float(config.epochs), number)
             # What a step draws (masks, negatives, dropout) hangs on its number alone, so a resumed run draws the same.
             torch.manual_seed(int(np.random.SeedSequence([seed, fabric.global_rank, done]).generate_state(1)[0]))
@@ -301,7 +325,7 @@ def _terms(
     """The weighted terms of one step, all of them finite."""
     with fabric.autocast():
         try:
-            terms = wrapped(batch.inputs, batch.targets, batch.index, batch.partners, batch.share, when)
+            terms = wrapped(batch.inputs, batch.targets, batch.index, batch.partners, batch.share, batch.mask, when)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):  # BatchNorm's words
                 raise
@@ -375,29 +399,60 @@ def _stopped(config: Fit, kept: _Kept, epochs: int) -> bool:
 
 
 def _batch(
-    split: Split, index: NDArray[np.int64], augment: Augment, seed: int, epoch: int, device: torch.device
+    split: Split, index: Int, padding: int | None, augment: Augment, seed: int, epoch: int, device: torch.device
 ) -> Batch:
+    """The samples ``index`` as ``epoch`` shows them; of texts ``padding`` is the id that says nothing."""
     targets = split.targets
+    # Labels are class indices; numbers of a regression stay numbers.
+    form = np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64
     seen = view(split, index, augment, seed, epoch)
-    partners = None if seen.partners is None else torch.from_numpy(targets[seen.partners].astype(np.int64)).to(device)
+    partners = None if seen.partners is None else torch.from_numpy(targets[seen.partners].astype(form)).to(device)
+    own = (targets[index] if seen.targets is None else seen.targets).astype(form)
+    inputs = seen.inputs if padding is None else trimmed(seen.inputs, padding)
+    if own.ndim == 2:  # of each token
+        own = np.ascontiguousarray(own[:, : inputs.shape[1]])
     return Batch(
-        torch.from_numpy(seen.inputs).to(device, memory_format=torch.channels_last),
-        torch.from_numpy(targets[index].astype(np.int64)).to(device),
+        placed(inputs, device),
+        torch.from_numpy(own).to(device),
         torch.from_numpy(index).to(device),
         partners,
         None if seen.share is None else torch.from_numpy(seen.share).to(device),
+        None if padding is None else torch.from_numpy(inputs != padding).to(device),
     )
 
 
+def placed(inputs: NDArray[Any], device: torch.device) -> Tensor:
+    """A batch on ``device``: images (N, C, H, W) in channels-last, token ids (N, L) as they are."""
+    layout = torch.channels_last if inputs.ndim == 4 else torch.contiguous_format
+    return torch.from_numpy(inputs).to(device, memory_format=layout)
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, batch_size: int = 500, tick: Tick = silent) -> NDArray[np.float32]:
-    """Logits (N, K) of the whole split, in float32 and evaluation mode."""
+def evaluate(model: nn.Module, split: Split, batch_size: int | None = None, tick: Tick = silent) -> NDArray[np.float32]:
+    """Answers (N, K) of the whole split, or (N, L, K) of each token, in float32 and evaluation mode.
+
+    ``batch_size``: 500 images or 64 texts where left out. Texts are read sorted by length and without the padding that
+    a batch doesn't need; of tokens that were left out so the answers are 0.
+    """
     model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     samples, outputs = len(split.ids), []
+    padding, lengths = (split.padding, split.lengths) if isinstance(split, TextSplit) else (None, None)
+    visit = np.arange(samples) if lengths is None else np.argsort(lengths, kind="stable")
+    batch_size = batch_size or (500 if padding is None else 64)
     for start in range(0, samples, batch_size):
-        index = np.arange(start, min(start + batch_size, samples))
-        inputs = torch.from_numpy(split.read(index)).to(device, memory_format=torch.channels_last)
-        outputs.append(model(inputs).float().cpu().numpy())
-        tick(int(index[-1]) + 1, samples, "evaluate")
-    return np.concatenate(outputs)
+        index = visit[start : start + batch_size]
+        inputs = split.read(index)
+        length = inputs.shape[1]
+        inputs = inputs if padding is None else trimmed(inputs, padding)
+        answers = model(placed(inputs, device)).float().cpu().numpy()
+        if padding is not None and answers.ndim == 3:
+            answers = np.pad(answers, ((0, 0), (0, length - answers.shape[1]), (0, 0)))
+        outputs.append(answers)
+        tick(start + len(index), samples, "evaluate")
+    found = np.concatenate(outputs)
+    if padding is None:
+        return found
+    back = np.empty_like(found)
+    back[visit] = found
+    return back

@@ -1,7 +1,8 @@
 """torch -> ONNX: the float graph, and the quantized one in the form each runtime wants. Every file is checked.
 
-Every file has input ``input`` (N, C, H, W) float32 and output ``logits`` (N, K) float32, a dynamic batch, opset 20,
-no side files and nothing of the machine it was made on: the same model gives the same bytes.
+Every file has input ``input`` (N, C, H, W) float32 or (N, L) int64, and output ``logits`` float32, a dynamic batch and
+a dynamic length of texts, opset 20, no side files and nothing of the machine it was made on: the same model gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from edgewise.deploy.convert.planned import check_graph
 from edgewise.deploy.onnx_graph import drop_dead, rename, sort_nodes, strip, to_bytes
 from edgewise.deploy.parity import sqnr_db
 from edgewise.errors import ContractError, ModelError
+from edgewise.models.inputs import Shape, blank, drawn, dtype_of, is_text
 
 OPSET = 20
 MIN_SQNR_FLOAT = 60.0  # dB against torch, both in float32
@@ -53,8 +55,8 @@ class Half(nn.Module):
         self.net = net.half()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float32 -> (N, K) float32."""
-        out: Tensor = self.net(x.half())
+        """(N, C, H, W) float32, or token ids (N, L) -> logits float32."""
+        out: Tensor = self.net(x.half() if x.is_floating_point() else x)
         return out.float()
 
 
@@ -143,7 +145,7 @@ def _with_pairs(model: nn.Module, signed: bool, half: bool) -> nn.Module:
     return model
 
 
-def _pairs_called(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+def _pairs_called(model: nn.Module, input_shape: Shape) -> int:
     """How many pairs the graph must have: one for all that quantize the same tensor alike, which the exporter joins."""
     pairs = dict.fromkeys(quantizers(model).values())
     seen: dict[nn.Module, tuple[Any, ...]] = {}
@@ -157,7 +159,7 @@ def _pairs_called(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     handles = [pair.register_forward_pre_hook(remember) for pair in pairs]
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *input_shape))
+            model(torch.from_numpy(blank(input_shape, 1)))
     finally:
         for handle in handles:
             handle.remove()
@@ -179,14 +181,17 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
-    """Export with a dynamic batch; names and notes still as the exporter made them.
+def _to_onnx(model: nn.Module, input_shape: Shape) -> ModelProto:
+    """Export with a dynamic batch and length; names and notes still as the exporter made them.
 
     Raises:
         ModelError: torch.export can't follow the model.
     """
     # torch.export takes a batch of 1 for a constant.
-    example = torch.zeros(2, *input_shape)
+    example = torch.from_numpy(blank(input_shape, 2))
+    free = {0: torch.export.Dim("batch")}
+    if is_text(input_shape) and input_shape[0] > 2:
+        free[1] = torch.export.Dim("length", max=input_shape[0])
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -196,7 +201,7 @@ def _to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
                 opset_version=OPSET,
                 input_names=["input"],
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(free,),
                 external_data=False,
                 verbose=False,
             )
@@ -205,7 +210,7 @@ def _to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
         raise ModelError(
             f"torch.export can't follow the model: {reason}",
             where="export",
-            hint="the forward pass must work for any batch and must not branch on values",
+            hint="the forward pass must work for any batch and length, and must not branch on values",
         ) from error
     except Exception as error:  # the exporter's optimizer and its translations of operators raise what they like
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
@@ -227,7 +232,7 @@ def _finish(model: ModelProto, half: bool, held: bool) -> None:
     strip(model)
 
 
-def _check_structure(model: ModelProto) -> None:
+def _check_structure(model: ModelProto, input_shape: Shape) -> None:
     """ONNX's own checker, strict shape inference with data propagation, and our ends.
 
     Raises:
@@ -238,22 +243,32 @@ def _check_structure(model: ModelProto) -> None:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"the exported graph isn't valid ONNX: {error}", where="export") from error
-    for side, items, name in (("input", model.graph.input, "input"), ("output", model.graph.output, "logits")):
+    for side, items, name, kind in (
+        ("input", model.graph.input, "input", dtype_of(input_shape)),
+        ("output", model.graph.output, "logits", "float32"),
+    ):
         found = [(item.name, item.type.tensor_type.elem_type) for item in items]
-        if found != [(name, TensorProto.FLOAT)]:
+        if found != [(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))]:
             got = ", ".join(f"{n} {TensorProto.DataType.Name(t)}" for n, t in found)
-            raise ModelError(f"expected one {side} {name!r} of float32, got {got}", where="export")
+            raise ModelError(f"expected one {side} {name!r} of {kind}, got {got}", where="export")
     for tensor in model.graph.initializer:
         if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
             raise ModelError("expected all weights in the one file", where=tensor.name)
 
 
-def _inputs(input_shape: tuple[int, ...], batch: int) -> np.ndarray:
-    generator = np.random.default_rng(batch)
-    return generator.standard_normal((batch, *input_shape), dtype=np.float32)
+def _inputs(input_shape: Shape, batch: int) -> np.ndarray:
+    """Noise; of texts all but the first end in a run of one id, the second in 0 and the third in 1, what nets pad with.
+    A batch of one is a short one."""
+    samples = drawn(input_shape, batch, seed=batch)
+    if is_text(input_shape):
+        length = input_shape[0] if batch > 1 else -(-input_shape[0] // 2)
+        samples = np.ascontiguousarray(samples[:, :length])
+        for place, row in enumerate(samples[1:]):
+            row[length // 2 :] = min(place, input_shape[1] - 1)
+    return samples
 
 
-def _check_numbers(model: ModelProto, reference: nn.Module, shape: tuple[int, ...], floor: float, plain: bool) -> None:
+def _check_numbers(model: ModelProto, reference: nn.Module, shape: Shape, floor: float, plain: bool) -> None:
     """ONNX Runtime against torch on random inputs of batch 1 and 3; ``plain`` runs the graph as it is written, without
     the runtime's integer kernels.
 
@@ -291,7 +306,7 @@ def _check_numbers(model: ModelProto, reference: nn.Module, shape: tuple[int, ..
             )
 
 
-def _floor(reference: nn.Module, shape: tuple[int, ...]) -> float:
+def _floor(reference: nn.Module, shape: Shape) -> float:
     """How closely a quantized graph must follow ``reference``: 25 dB, or, where quantizing costs about as much or more
     (a deep transformer), not much worse than ``reference`` follows its own float arithmetic."""
     pairs = list(dict.fromkeys(quantizers(reference).values()))
@@ -330,12 +345,12 @@ def _raise(findings: list[Finding], runtime: str) -> None:
         raise ContractError(f"{runtime} would not run this graph as meant:\n{lines}{more}", hint=findings[0].mend)
 
 
-def export_float(model: nn.Module, input_shape: tuple[int, ...], path: Path, *, half: bool = False) -> None:
+def export_float(model: nn.Module, input_shape: Shape, path: Path, *, half: bool = False) -> None:
     """Write the float graph, BatchNorm folded.
 
     Args:
         model: float model; it stays as it is.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of token ids.
         path: the .onnx file.
         half: weights and arithmetic in float16, input and logits still float32.
 
@@ -350,14 +365,14 @@ def export_float(model: nn.Module, input_shape: tuple[int, ...], path: Path, *, 
     rewrites.merge_slices(graph.graph)
     rewrites.global_average_pool(graph.graph)
     _finish(graph, half, held=False)
-    _check_structure(graph)
+    _check_structure(graph, input_shape)
     _check_numbers(graph, reference, input_shape, MIN_SQNR_HALF if half else MIN_SQNR_FLOAT, plain=False)
     path.write_bytes(to_bytes(graph))
 
 
 def export_qdq(
     model: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     path: Path,
     *,
     signed: bool,
@@ -368,7 +383,7 @@ def export_qdq(
 
     Args:
         model: with quantizers (``insert_quantizers``); it stays as it is.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of token ids.
         path: the .onnx file.
         signed: activations int8 with zero-point 0, as TensorRT wants; else uint8, as ONNX Runtime runs fastest.
         half: what isn't quantized in float16, scales too; input and logits still float32.
@@ -400,7 +415,7 @@ def export_qdq(
         integer_biases(graph.graph)
     _finish(graph, half, held=isinstance(model, Whole))
     rewrites.own_zero_points(graph.graph)  # _finish made one of those that are equal
-    _check_structure(graph)
+    _check_structure(graph, input_shape)
     check_graph(graph, float_layers, "export")
     # What the exporter lost is counted above: a layer that had no quantizer in torch is in float on purpose.
     held = "net." * isinstance(model, Whole)

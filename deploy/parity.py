@@ -13,11 +13,12 @@ from edgewise.errors import MeasureError
 
 @dataclass(frozen=True)
 class Parity:
-    """``other`` against ``reference`` over ``n`` samples. ``sqnr_db`` is inf where they are equal."""
+    """``other`` against ``reference`` over ``n`` samples. ``sqnr_db`` is inf where they are equal; ``flips`` None where
+    an answer is one number, which has nothing to flip."""
 
     n: int
     sqnr_db: float
-    flips: int
+    flips: int | None
     max_abs: float
 
 
@@ -47,14 +48,27 @@ def flips(reference: NDArray[Any], other: NDArray[Any]) -> int:
     return int((left.argmax(axis=1) != right.argmax(axis=1)).sum())
 
 
-def compare(reference: NDArray[Any], other: NDArray[Any]) -> Parity:
-    """All of it at once. Both (N, K).
+def compare(reference: NDArray[Any], other: NDArray[Any], judged: NDArray[np.bool_] | None = None) -> Parity:
+    """All of it at once.
+
+    Args:
+        reference: (N, K); or (N, L, K), an answer for each of L tokens: a sample flips where one of its tokens does.
+        other: the same.
+        judged: (N, L), the tokens that count, of answers (N, L, K); all by default.
 
     Raises:
         MeasureError: as ``flips``.
     """
     left, right = _pair(reference, other)
-    return Parity(len(left), sqnr_db(left, right), flips(left, right), float(np.abs(left - right).max()))
+    count = len(left)
+    if left.ndim != 3:
+        found = flips(left, right) if left.ndim != 2 or left.shape[1] > 1 else None
+    else:
+        tokens = np.ones(left.shape[:2], bool) if judged is None else judged
+        differ = (left.argmax(axis=2) != right.argmax(axis=2)) & tokens
+        found = int(differ.any(axis=1).sum())
+        left, right = left[tokens], right[tokens]
+    return Parity(count, sqnr_db(left, right), found, float(np.abs(left - right).max()))
 
 
 def _pair(reference: NDArray[Any], other: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from edgewise.errors import ModelError, RuntimeMissing
 
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL", "TRANSPOSE_CONV")
+# The versions that know per-channel int8 weights beside float data; those before read one scale for all of them.
+PER_CHANNEL = {"FULLY_CONNECTED": 12, "EMBEDDING_LOOKUP": 4}
 # Where a layer's data and weights are among its inputs.
 OPERANDS = {"TRANSPOSE_CONV": (2, 1)}
 SMALLEST = 8  # bytes before which a file can't say what it is
@@ -111,8 +113,9 @@ def load(content: bytes) -> Any:
         raise ModelError(f"not a whole .tflite file: {error}", where="litert") from error
 
 
-def read(content: bytes) -> list[Op]:
-    """Every op of the file, in order.
+def read(content: bytes, graph: int | None = None) -> list[Op]:
+    """Every op of the file, in order; or those of one graph: a file for texts has one for each length, and the first is
+    for the longest.
 
     Raises:
         RuntimeMissing, ModelError: see ``load``.
@@ -122,9 +125,9 @@ def read(content: bytes) -> list[Op]:
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     found = []
-    for graph in model.subgraphs:
-        tensors = [_tensor(content, model, item) for item in graph.tensors]
-        for op in graph.operators:
+    for part in model.subgraphs if graph is None else model.subgraphs[graph : graph + 1]:
+        tensors = [_tensor(content, model, item) for item in part.tensors]
+        for op in part.operators:
             code = model.operatorCodes[op.opcodeIndex]
             name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
             if name == "CUSTOM":
@@ -174,7 +177,7 @@ def _tensor(content: bytes, model: Any, item: Any) -> Tensor:
 
 def torch_module(name: str) -> str:
     """The torch module of a tensor that our converter named: ``layer1/0/conv1:2`` is ``layer1.0.conv1``."""
-    plain = re.sub(r"(_(de)?quantized|_requant\w*|:\d+|/any_batch)+$", "", name)
+    plain = re.sub(r"(_(de)?quantized|_requant\w*|:\d+|@\d+|/any_batch)+$", "", name)
     return plain.replace("/", ".")
 
 

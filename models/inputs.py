@@ -42,3 +42,18 @@ def drawn(shape: Shape, batch: int, seed: int) -> NDArray[Any]:
 def dims_in_words(shape: Shape) -> str:
     """``(N, L)`` of ids or ``(N, C, H, W)``, with the numbers that are known, for errors."""
     return f"(N, {shape[0]}) ids below {shape[1]}" if is_text(shape) else f"(N, {', '.join(map(str, shape))})"
+
+
+def form_of(samples: NDArray[Any]) -> Shape:
+    """The form of samples (N, C, H, W), or (N, L) as far as ids tell it: V is then one more than the largest."""
+    if np.issubdtype(samples.dtype, np.integer):
+        return samples.shape[1], int(samples.max()) + 1
+    return tuple(samples.shape[1:])
+
+
+def trimmed(tokens: NDArray[np.int64], padding: int, multiple: int = 8) -> NDArray[np.int64]:
+    """``tokens`` (N, L) without the columns at the end that are padding in every row, but up to a ``multiple``: what is
+    left out is time saved, and few different lengths are few different shapes."""
+    columns = np.flatnonzero((tokens != padding).any(axis=0))
+    longest = int(columns[-1]) + 1 if len(columns) else 1
+    return np.ascontiguousarray(tokens[:, : min(tokens.shape[1], -(-longest // multiple) * multiple)])

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgewise.models.attention import Attention, Mlp
+
 
 class PatchEmbed(nn.Module):
     """(N, C, H, W) -> tokens (N, H / patch * W / patch, dim)."""
@@ -23,45 +25,6 @@ class PatchEmbed(nn.Module):
         """Cut into patches and project each."""
         patches: Tensor = self.proj(x)
         return patches.flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention on tokens (N, L, D), with one fused projection for queries, keys and values."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.num_heads = heads
-        self.head_dim = dim // heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.softmax = nn.Softmax(dim=-1)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, L, D) -> (N, L, D)."""
-        length = x.shape[1]
-        qkv = self.qkv(x).reshape(-1, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv[0], qkv[1], qkv[2]
-        # Written out: the exporter surrounds scaled_dot_product_attention with some eight shape nodes a block, which
-        # cost 2 to 3 % in ONNX Runtime and OpenVINO.
-        weights = self.softmax((query * self.head_dim**-0.5) @ key.transpose(-2, -1))
-        out = (weights @ value).transpose(1, 2)
-        mixed: Tensor = self.proj(out.reshape(-1, length, self.num_heads * self.head_dim))
-        return mixed
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, L, D) -> (N, L, D)."""
-        x = self.fc2(self.act(self.fc1(x)))
-        return x
 
 
 class Block(nn.Module):

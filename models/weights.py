@@ -33,9 +33,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     given = _strip_prefixes(given, expected)
     # Checkpoints from before torch 0.4.1 don't count batches; the count is not used with a fixed momentum.
     given.update({k: v for k, v in expected.items() if k.endswith(".num_batches_tracked") and k not in given})
-    _check_tensors(given, where)
+    check_tensors(given, where)
     _check_match(given, expected, where)
-    _check_finite(given, where)
+    check_finite(given, where)
     model.load_state_dict(given)
 
 
@@ -51,13 +51,29 @@ def _read(path: Path) -> object:
     if not content:
         raise WeightsError("the file is empty", where=where, hint="fetch or save it again")
     if path.suffix == ".safetensors" or content[8:9] == b"{":
-        try:
-            return load_safetensors(content)
-        except (SafetensorError, ValueError, KeyError) as cause:
-            raise WeightsError(
-                f"not a whole safetensors file: {cause}", where=where, hint="fetch or save it again"
-            ) from cause
+        return _safetensors(content, where)
     return _read_torch(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by name, as they are stored.
+
+    Raises:
+        WeightsError: it can't be read, or is no whole safetensors file.
+    """
+    try:
+        return _safetensors(path.read_bytes(), str(path))
+    except OSError as cause:
+        raise WeightsError(f"can't be read: {cause.strerror or cause}", where=str(path)) from cause
+
+
+def _safetensors(content: bytes, where: str) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(content)
+    except (SafetensorError, ValueError, KeyError) as cause:
+        raise WeightsError(
+            f"not a whole safetensors file: {cause}", where=where, hint="fetch or save it again"
+        ) from cause
 
 
 def _read_torch(path: Path) -> object:
@@ -129,7 +145,12 @@ def _strip_prefixes(given: dict[str, Tensor], expected: Mapping[str, Tensor]) ->
     return given
 
 
-def _check_tensors(given: Mapping[str, object], where: str) -> None:
+def check_tensors(given: Mapping[str, object], where: str) -> None:
+    """All must be dense tensors.
+
+    Raises:
+        WeightsError: one is not.
+    """
     for key, value in given.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"{key} is a {type(value).__name__}, not a tensor", where=where)
@@ -151,15 +172,15 @@ def _check_match(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], wh
         return
     parts = []
     if missing:
-        parts.append(f"{len(missing)} of {len(expected)} tensors missing ({_few(missing)})")
+        parts.append(f"{len(missing)} of {len(expected)} tensors missing ({few(missing)})")
     if unexpected:
-        parts.append(f"{len(unexpected)} unexpected ({_few(unexpected)})")
+        parts.append(f"{len(unexpected)} unexpected ({few(unexpected)})")
     if misshapen:
         shapes = [f"{k}: the file has {tuple(given[k].shape)}, the model {tuple(expected[k].shape)}" for k in misshapen]
-        parts.append(f"{len(misshapen)} of another shape ({_few(shapes, '; ')})")
+        parts.append(f"{len(misshapen)} of another shape ({few(shapes, '; ')})")
     if kinds:
         types = [f"{k}: the file has {given[k].dtype}, the model {expected[k].dtype}" for k in kinds]
-        parts.append(f"{len(kinds)} of another type ({_few(types, '; ')})")
+        parts.append(f"{len(kinds)} of another type ({few(types, '; ')})")
     hint = "these are weights of another architecture: check the model's kind, depth and width in the recipe"
     if misshapen and not (missing or unexpected or kinds) and _is_classifier(misshapen, given, expected):
         file_classes, classes = given[misshapen[0]].shape[0], expected[misshapen[0]].shape[0]
@@ -177,16 +198,22 @@ def _is_classifier(misshapen: list[str], given: Mapping[str, Tensor], expected: 
     return layers == {last} and all(given[key].shape[1:] == expected[key].shape[1:] for key in misshapen)
 
 
-def _check_finite(given: Mapping[str, Tensor], where: str) -> None:
+def check_finite(given: Mapping[str, Tensor], where: str) -> None:
+    """No number may be NaN or infinite.
+
+    Raises:
+        WeightsError: one is.
+    """
     bad = [key for key, value in given.items() if not torch.isfinite(value).all()]
     if bad:
         raise WeightsError(
-            f"NaN or infinity in {len(bad)} of {len(given)} tensors ({_few(bad)})",
+            f"NaN or infinity in {len(bad)} of {len(given)} tensors ({few(bad)})",
             where=where,
             hint="the training that made this file diverged: take an earlier checkpoint",
         )
 
 
-def _few(names: list[str], separator: str = ", ", limit: int = 3) -> str:
+def few(names: list[str], separator: str = ", ", limit: int = 3) -> str:
+    """The first of ``names``, and how many more there are."""
     more = f"{separator}… {len(names) - limit} more" if len(names) > limit else ""
     return separator.join(names[:limit]) + more

@@ -22,7 +22,8 @@ DATA = Path(os.environ.get("EDGEWISE_DATA") or REPO.parent / "shared" / "data")
 # A skip whose reason says that one of these is not installed is a failure when its variable is set, as CI does.
 REQUIRED = {
     "EDGEWISE_REQUIRE_RUNTIMES": re.compile(
-        r"(?=.*(onnxruntime|openvino|litert|quantizer|tensorrt-rtx|loadgen))(?=.*(install|import|missing|no module))",
+        r"(?=.*(onnxruntime|openvino|litert|quantizer|tensorrt-rtx|loadgen|tokenizers|transformers|seqeval))"
+        r"(?=.*(install|import|missing|no module))",
         re.IGNORECASE | re.DOTALL,
     ),
     "EDGEWISE_REQUIRE_DATA": re.compile(r"real data"),
@@ -52,6 +53,29 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def make(name: str) -> Path:
         (root / name).mkdir(exist_ok=True)
         return root / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def word_pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``word_pieces("a b", special=…) -> Path``: a folder with a BERT tokenizer that knows these pieces, after [PAD],
+    [UNK], [CLS], [SEP] and [MASK], whose ids are 0 to 4."""
+
+    def make(pieces: str, special: str = "[PAD] [UNK] [CLS] [SEP] [MASK]") -> Path:
+        pytest.importorskip("tokenizers")
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        vocabulary = {piece: number for number, piece in enumerate([*special.split(), *pieces.split()])}
+        made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        made.normalizer = normalizers.BertNormalizer(lowercase=True)
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+        made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
+        made.add_special_tokens(special.split())
+        folder = tmp_path_factory.mktemp("tokenizer")
+        made.save(str(folder / "tokenizer.json"))
+        return folder
 
     return make
 

@@ -44,7 +44,7 @@ IMPORTABLE = sorted(name for name in MODULES if not name.endswith(".__main__"))
 OPTIONAL = (
     *("ai_edge_litert", "litert_torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"),
     "tflite_runtime",
-    *("ai_edge_quantizer", "jax", "optuna", "tensorflow", "tokenizers", "transformers"),
+    *("ai_edge_quantizer", "jax", "optuna", "tensorflow", "seqeval", "tokenizers", "transformers", "huggingface_hub"),
 )
 # What is there, and slow to load.
 HEAVY = (

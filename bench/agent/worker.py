@@ -24,7 +24,7 @@ from typing import IO, Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from edgewise.bench.agent import load
+from edgewise.bench.agent import load, texts
 from edgewise.bench.agent.cache import page_cache
 from edgewise.deploy import runtimes
 from edgewise.errors import EdgewiseError, MeasureError
@@ -162,16 +162,26 @@ def do_load(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def do_first(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
-    """Read the samples to time with, (N, C, H, W), and run the first inference."""
+    """Read the samples to time with, (N, C, H, W) or token ids (N, L), and run the first inference.
+
+    Texts: ``padding`` is the id that they are filled up with, ``length`` a length to bring all of them to.
+    """
     samples = np.load(request["inputs"], mmap_mode="r", allow_pickle=False)
     if len(samples) == 0:
         raise MeasureError("expected at least one sample, got none", where=str(request["inputs"]))
-    batch = request["batch"]
+    batch, padding, length = request["batch"], request.get("padding"), request.get("length")
     count = max(1, min(FEEDS, len(samples)) // batch)
-    name = state.opened().inputs[0].name
-    for start in range(count):
-        index = np.arange(start * batch, (start + 1) * batch) % len(samples)
-        state.feeds.append({name: np.ascontiguousarray(samples[index])})
+    spec = state.opened().inputs[0]
+    if length is not None and padding is None:
+        raise MeasureError("only texts have a length, and these samples are none", where="length")
+    turns = np.arange(count * batch) % len(samples)
+    if padding is not None:
+        turns = texts.spread(samples, padding, count * batch)
+    for start in range(0, len(turns), batch):
+        fed = np.asarray(samples[turns[start : start + batch]])
+        if length is not None:
+            fed = np.concatenate(texts.of_length(fed, padding, length, spec))
+        state.feeds.append({spec.name: texts.cut(fed, padding, spec)})
     runtimes.check_feeds(state.opened().inputs, state.feeds[0])
     _, took = phase(state.run_next)
     return {"phase": took}
@@ -257,7 +267,7 @@ def do_block(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def do_answers(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
-    """Answer the samples at ``index`` and save float32 (N, K) to ``out``.
+    """Answer the samples at ``index`` and save float32 (N, K) to ``out``; (N, L, K) where each token is answered.
 
     Runs batches of ``batch``, unless the runtime won't or a few answers differ from those to single samples: then one
     by one, for that is how the file is used.
@@ -287,20 +297,22 @@ def _answer(state: State, request: Dict[str, Any], inputs: np.ndarray, index: np
         raise MeasureError("no runtime is imported", hint="ask for import first")
     session = runtime.open(request["path"], runtimes.Options(request["threads"], request["precision"], batch))
     try:
-        name, output = session.inputs[0].name, session.outputs[0].name
+        spec, output = session.inputs[0], session.outputs[0].name
         rows = []  # type: List[np.ndarray]
+        is_text = request.get("padding") is not None
         for start in range(0, len(index), batch):
             part = index[start : start + batch]
             # The last batch is filled up with its last sample: a file may have its batch size fixed.
             padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part))])
-            feeds = {name: np.ascontiguousarray(inputs[padded])}
+            feeds = {spec.name: texts.cut(inputs[padded], request.get("padding"), spec)}
             if start == 0:
                 runtimes.check_feeds(session.inputs, feeds)
             # A runtime may hand out the same buffer again: copy.
             row = np.array(session.run(feeds)[output], dtype=np.float32)
             if len(row) != batch:
                 raise MeasureError("expected %d answers, got shape %s" % (batch, row.shape), where=output)
-            rows.append(row.reshape(batch, -1)[: len(part)])
+            row = texts.whole(row, inputs.shape[1]) if is_text else row.reshape(batch, -1)
+            rows.append(row[: len(part)])
         return np.concatenate(rows)
     finally:
         session.close()

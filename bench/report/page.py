@@ -90,6 +90,7 @@ def build_page(results: Results, verdict: Verdict | None, context: Context, out:
             "plan": [asdict(row) for row in context.plan],
             "plan_note": context.plan_note,
             "goals": [asdict(row) for row in context.goals],
+            "others": _others(context),
             "bundles": [asdict(row) for row in context.bundles],
             "notes": [*context.notes, *_notes(files)],
             "config": results.config,
@@ -102,6 +103,13 @@ def build_page(results: Results, verdict: Verdict | None, context: Context, out:
         }
     )
     return page
+
+
+def _others(context: Context) -> dict[str, Any]:
+    """A row a model or file, a cell a metric."""
+    names = list(dict.fromkeys(name for row in context.others for name in row.metrics))
+    rows = [{"name": row.name, "found": [row.metrics.get(name) for name in names]} for row in context.others]
+    return {"metrics": names, "rows": rows}
 
 
 def _in_short(files: list[dict[str, Any]], verdict: Verdict | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Intervals, paired tests and sample sizes. Pure functions on numpy arrays; scipy is imported where it is needed."""
 
-from edgewise.bench.stats.bootstrap import bootstrap_percentiles, bootstrap_rate, paired_ratio
+from edgewise.bench.stats.bootstrap import bootstrap_metric, bootstrap_percentiles, bootstrap_rate, paired_ratio
 from edgewise.bench.stats.interval import Interval, Launches, Samples
 from edgewise.bench.stats.percentiles import over_allowed, percentile, percentile_upper, sample_floor
 from edgewise.bench.stats.proportions import (
@@ -18,6 +18,7 @@ __all__ = [
     "Interval",
     "Launches",
     "Samples",
+    "bootstrap_metric",
     "bootstrap_percentiles",
     "bootstrap_rate",
     "is_binary",

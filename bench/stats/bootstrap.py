@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.bench.stats.blocks import Draws, draw, merge_factor
 from edgewise.bench.stats.interval import Interval, Launches, Samples, t_quantile
@@ -24,6 +25,7 @@ GRID = 2048
 # Launches are added until an interval is narrow enough, and who looks again errs more often: from 3 to 6 launches up to
 # 8 % for 5 %. A smaller share of error from the start makes up for it (benchmarks/bench/coverage.py, "stop").
 LOOKED = 0.7
+METRIC_RESAMPLES = 300
 
 
 def bootstrap_percentiles(
@@ -72,6 +74,29 @@ def bootstrap_rate(
     # As for percentiles: two launches that differ say little, but the rate of all lies within that of any block.
     rates = top / bottom
     return Interval(wide.value, max(wide.low, float(rates.min())), min(wide.high, float(rates.max())))
+
+
+def bootstrap_metric(
+    metric: Callable[[NDArray[np.int64]], float],
+    n: int,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = METRIC_RESAMPLES,
+) -> Interval:
+    """A metric of a whole set of samples, such as F1 or a correlation, with a percentile interval over resampled sets.
+
+    Args:
+        metric: of the samples at some of the places 0 to n - 1, which may repeat.
+        n: samples.
+        confidence: of the interval.
+        seed: of the draws.
+        resamples: how many sets are drawn; such a metric is slow.
+    """
+    random = np.random.default_rng(seed)
+    draws = [metric(random.integers(0, n, n)) for _ in range(resamples)]
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(metric(np.arange(n))), float(low), float(high))
 
 
 def paired_ratio(

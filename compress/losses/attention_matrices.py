@@ -12,7 +12,7 @@ gives probabilities, ``name:input`` scores. The mean over pairs of layers is tak
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,6 +79,8 @@ def attention_matrices_loss(
 
 class AttentionMatrices(Loss):
     """Attention of pairs of layers, before or after the softmax."""
+
+    reads_mask: ClassVar[bool] = True
 
     kind: Literal["attention_matrices"] = "attention_matrices"
     weight: Value = 1.0

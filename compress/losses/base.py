@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class Batch:
     """One training step's samples.
 
-    ``inputs`` (N, C, H, W); ``targets`` (N,); ``index`` (N,): positions in the training split. Where samples are mixed
-    (mixup, cutmix), ``partners`` (N,) is the other label and ``share`` (N,) the part of ``targets``. Where
-    inputs are padded sequences, ``mask`` (N, L) is 1 at real tokens and 0 at padding; None: all are real. ``epoch``
-    counts with its fraction, up to ``epochs``; ``view`` numbers the augmented view, which the seed can replay.
+    ``inputs`` (N, C, H, W), or token ids (N, L); ``targets`` (N,), or (N, L) where each token has one; ``index`` (N,):
+    positions in the training split. Where samples are mixed (mixup, cutmix), ``partners`` (N,) is the other label and
+    ``share`` (N,) the part of ``targets``. Where inputs are padded sequences, ``mask`` (N, L) is 1 at real tokens and 0
+    at padding; None: all are real. ``epoch`` counts with its fraction, up to ``epochs``; ``view`` numbers the augmented
+    view, which the seed can replay.
     """
 
     inputs: Tensor
@@ -48,7 +49,8 @@ class Batch:
 @dataclass(frozen=True)
 class Outputs:
     """``logits`` (N, K) and the ``features`` of the layers that a loss asked for, in its order: of student and
-    teacher, the ones at the same place belong together."""
+    teacher, the ones at the same place belong together. Nets that answer for each token: a loss without layers gets
+    the tokens that have a label as its N samples, one with layers (N, L, K)."""
 
     logits: Tensor
     features: tuple[Tensor, ...] = ()
@@ -115,6 +117,8 @@ class Loss(Config):
     about_classes: ClassVar[bool] = True
     # True where the loss reads the labels, so that mixed or unlabelled samples are refused.
     needs_labels: ClassVar[bool] = False
+    # True where the loss reads the batch's mask, so that padded tokens may be among its features.
+    reads_mask: ClassVar[bool] = False
 
     kind: str
     weight: Value = 1.0

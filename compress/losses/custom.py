@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
@@ -29,6 +29,8 @@ def _resolved(import_path: str) -> Callable[..., Any]:
 
 class Custom(Loss):
     """A loss from the user's own file."""
+
+    reads_mask: ClassVar[bool] = True  # it is in the batch; whether it is used is the user's business
 
     kind: Literal["custom"]
     loss: str = Field(pattern=IMPORT_PATH, description="package.module:name")

@@ -8,7 +8,7 @@ widths are equal; here a learnt W without bias stands between widths that differ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,8 @@ def hidden_cosine_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None 
 
 class HiddenCosine(FeatureLoss):
     """One minus the cosine of hidden states, over real tokens."""
+
+    reads_mask: ClassVar[bool] = True
 
     kind: Literal["hidden_cosine"] = "hidden_cosine"
     weight: Value = 1.0

@@ -9,7 +9,7 @@ its own W, without a bias, only where widths differ. The mean over pairs of laye
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgewise.compress.losses.base import Batch, FeatureLoss, Outputs, same_shape
 from edgewise.compress.losses.tokens import flat_tokens, mask_of, real_tokens
@@ -39,6 +39,8 @@ def hidden_states_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None 
 
 class HiddenStates(FeatureLoss):
     """Mean squared error of hidden states or embeddings, over real tokens."""
+
+    reads_mask: ClassVar[bool] = True
 
     kind: Literal["hidden_states"] = "hidden_states"
     weight: Value = 1.0

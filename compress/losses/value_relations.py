@@ -11,7 +11,7 @@ each real token counts the same. MiniLM uses one pair of layers, the last of eac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -68,6 +68,8 @@ def value_relations_loss(student: Tensor, teacher: Tensor, *, heads: int, mask: 
 
 class ValueRelations(Loss):
     """Relations between tokens' values, and between their queries and keys."""
+
+    reads_mask: ClassVar[bool] = True
 
     kind: Literal["value_relations"] = "value_relations"
     weight: Value = 1.0

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgewise.compress.config import DropBlocks
-from edgewise.compress.macs import count, evaluating, placement
+from edgewise.compress.lesson import label_loss
+from edgewise.compress.losses.base import Batch
+from edgewise.compress.macs import count, evaluating, shown
 from edgewise.compress.pruning.identity import put_identities
 from edgewise.compress.pruning.residual import find_blocks, without
 from edgewise.compress.taps import near
 from edgewise.errors import ModelError
+from edgewise.models.tasks.base import IGNORED
 from edgewise.progress import Tick, silent
 
 BATCH = 64
@@ -53,8 +56,8 @@ def drop_blocks(
     input_shape: tuple[int, ...],
     *,
     seed: int,
-    inputs: NDArray[np.float32] | None = None,
-    targets: NDArray[np.int64] | None = None,
+    inputs: NDArray[Any] | None = None,
+    targets: NDArray[Any] | None = None,
     tick: Tick = silent,
 ) -> BlocksGone:
     """Put identities in the place of blocks, in place. Nothing is trained.
@@ -91,12 +94,14 @@ def drop_blocks(
     return BlocksGone(tuple(gone), scores, before.macs, after.macs, before.params, after.params, skipped)
 
 
-def influence(model: nn.Module, blocks: Sequence[str], inputs: NDArray[np.float32]) -> Scores:
+def influence(model: nn.Module, blocks: Sequence[str], inputs: NDArray[Any]) -> Scores:
     """``1 - cos(input, output)`` of each block, the mean over samples and positions: each token of (N, L, D), each
-    pixel of (N, C, H, W), is one vector. 0 for a block that changes no direction, up to 2."""
+    pixel of (N, C, H, W), is one vector, padding left out. 0 for a block that changes no direction, up to 2."""
     sums = dict.fromkeys(blocks, 0.0)
     seen = dict.fromkeys(blocks, 0)
     taken: dict[str, Tensor] = {}
+    padding = getattr(model, "padding", None)
+    positions: list[Tensor] = []
 
     def enter(name: str) -> Callable[[nn.Module, Any], None]:
         return lambda _module, args: taken.__setitem__(name, args[0].clone())  # a block may write over its input
@@ -105,6 +110,8 @@ def influence(model: nn.Module, blocks: Sequence[str], inputs: NDArray[np.float3
         def note(_module: nn.Module, _args: Any, output: Tensor) -> None:
             one, other = taken.pop(name).double(), output.double()
             dim = 1 if one.dim() > 3 else -1
+            if positions:  # what a net does with padding is no matter
+                one, other = one[positions[0]], other[positions[0]]
             both_zero = (one.abs().amax(dim) == 0) & (other.abs().amax(dim) == 0)
             cosine = torch.where(both_zero, 1.0, nn.functional.cosine_similarity(one, other, dim=dim))
             sums[name] += float((1 - cosine).sum())
@@ -119,32 +126,36 @@ def influence(model: nn.Module, blocks: Sequence[str], inputs: NDArray[np.float3
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(leave(name)).remove)
         for batch in _batches(model, inputs):
+            positions[:] = [] if padding is None or batch.is_floating_point() else [batch != padding]
             model(batch)
     return {name: sums[name] / seen[name] for name in blocks}
 
 
-def mean_loss(model: nn.Module, inputs: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Cross-entropy with the labels, the mean over samples, in nats."""
-    total, place = 0.0, 0
+def mean_loss(model: nn.Module, inputs: NDArray[Any], targets: NDArray[Any]) -> float:
+    """What the labels ask, the mean over samples, or over the tokens that have a label: cross-entropy in nats, or of
+    numbers the squared error."""
+    total, seen, place = 0.0, 0, 0
     with evaluating(model):
         for batch in _batches(model, inputs):
             labels = torch.from_numpy(targets[place : place + len(batch)]).to(batch.device)
-            total += float(nn.functional.cross_entropy(model(batch).double(), labels, reduction="sum"))
-            place += len(batch)
-    return total / len(inputs)
+            known = int((labels != IGNORED).sum())
+            index = torch.arange(place, place + len(batch))
+            total += known * float(label_loss(model(batch).double(), Batch(batch, labels, index), 0.0))
+            place, seen = place + len(batch), seen + known
+    return total / max(1, seen)
 
 
-def _batches(model: nn.Module, inputs: NDArray[np.float32]) -> Iterator[Tensor]:
+def _batches(model: nn.Module, inputs: NDArray[Any]) -> Iterator[Tensor]:
     for start in range(0, len(inputs), BATCH):
-        yield torch.from_numpy(np.ascontiguousarray(inputs[start : start + BATCH])).to(**placement(model))
+        yield shown(model, inputs[start : start + BATCH])
 
 
 def _scorer(
     model: nn.Module,
     config: DropBlocks,
     seed: int,
-    inputs: NDArray[np.float32] | None,
-    targets: NDArray[np.int64] | None,
+    inputs: NDArray[Any] | None,
+    targets: NDArray[Any] | None,
     tick: Tick,
 ) -> Callable[[Sequence[str]], Scores]:
     """Scores of the blocks that are left, given a model in which the others are skipped already."""

@@ -11,11 +11,12 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from edgewise.compress.macs import placement
+from edgewise.compress.macs import shown
 from edgewise.compress.pruning.cut import places
 from edgewise.compress.pruning.groups import Candidate, Place
 from edgewise.compress.resize import RESIZABLE, channels
 from edgewise.errors import ModelError
+from edgewise.models.inputs import blank
 
 _CONV = nn.modules.conv._ConvNd
 
@@ -53,7 +54,7 @@ def channel_groups(
 
 def _trace(model: nn.Module, input_shape: tuple[int, ...]) -> Any:
     model.requires_grad_(True)
-    example = torch.zeros(1, *input_shape, **placement(model))
+    example = shown(model, blank(input_shape, 1))
     graph = torch_pruning.DependencyGraph()
     try:
         with torch.enable_grad():

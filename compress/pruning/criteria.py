@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.compress.macs import placement
+from edgewise.compress.lesson import label_loss
+from edgewise.compress.losses.base import Batch
+from edgewise.compress.macs import shown
 from edgewise.compress.pruning.cut import by_place
 from edgewise.compress.pruning.groups import Candidate, Group, Place, scored
 from edgewise.errors import ModelError
@@ -153,8 +155,8 @@ def _each_gradient(model: nn.Module, samples: Samples, read: Callable[[str, Any,
     for inputs, targets in samples:
         copied.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            logits = copied(inputs.to(**placement(copied)))
-            loss = nn.functional.cross_entropy(logits, targets.to(logits.device))
+            given = shown(copied, inputs.numpy())
+            loss = label_loss(copied(given), Batch(given, targets.to(given.device), torch.arange(len(targets))), 0.0)
         loss.backward()  # type: ignore[no-untyped-call]
         for name, module in layers.items():
             gradient = module.weight.grad

@@ -49,7 +49,7 @@ def find(
     Args:
         model: as it is now; it is not changed.
         config: criterion, scope, limits, names.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of texts.
         round_to: counts stay multiples of this.
         seed: of the random criterion, and of what is tried.
         samples: the training split, for the criteria that read gradients.
@@ -92,6 +92,6 @@ def _batches(split: Split, wanted: int) -> Samples:
     def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(places), BATCH):
             index = places[start : start + BATCH]
-            yield torch.from_numpy(split.read(index)), torch.from_numpy(np.asarray(split.targets[index], np.int64))
+            yield torch.from_numpy(split.read(index)), torch.from_numpy(np.ascontiguousarray(split.targets[index]))
 
     return read()

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.compress.attention import Attention, attention_of, sizes
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, shown
 from edgewise.compress.pruning.groups import Candidate, Place
 from edgewise.errors import ModelError
+from edgewise.models.inputs import blank, dims_in_words
 
 
 def head_groups(
@@ -91,11 +92,11 @@ def _run_order(model: nn.Module, attentions: set[str], input_shape: tuple[int, .
             handles.append(module.register_forward_hook(lambda _m, _i, _o, name=name: events.append(("linear", name))))
     try:
         with evaluating(model):
-            model(torch.zeros(1, *input_shape, **placement(model)))
+            model(shown(model, blank(input_shape, 1)))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
-            f"the model can't take an input of shape {(1, *input_shape)}: {error}",
-            hint="check input_shape (C, H, W) against the model",
+            f"the model can't take an input of shape {dims_in_words(input_shape)}: {error}",
+            hint="check the task's input shape against the model",
         ) from error
     finally:
         for handle in handles:

@@ -71,7 +71,7 @@ def prune(
     Args:
         model: any torch model of one tensor.
         config: the goal, which channels, how many rounds.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of texts.
         round_to: ``config.round_to``, or the target's own where the recipe is silent.
         seed: of the random criterion, and of what is tried.
         samples: the training split, for the criteria that read gradients.

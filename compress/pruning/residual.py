@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, shown
 from edgewise.compress.pruning.identity import Dropped, put_identities
 from edgewise.errors import ModelError
+from edgewise.models.inputs import dims_in_words, drawn
 
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError, AssertionError)
 
@@ -77,7 +78,7 @@ def without(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 def _dry_run(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, _Call]:
-    """One pass of noise (2, *input_shape); modules in the order in which they are done."""
+    """One pass of noise, two samples; modules in the order in which they are done."""
     calls: dict[str, _Call] = {}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -95,13 +96,12 @@ def _dry_run(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, _Call]
 
 
 def _noise(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
     try:
-        logits: Tensor = model(torch.randn(2, *input_shape, generator=generator).to(**placement(model)))
+        logits: Tensor = model(shown(model, drawn(input_shape, 2, seed=0)))
     except FAILURES as error:
         raise ModelError(
-            f"the model can't take an input of shape {(2, *input_shape)}: {error}",
-            hint="check input_shape (C, H, W) against the model",
+            f"the model can't take an input of shape {dims_in_words(input_shape)}: {error}",
+            hint="check the task's input shape against the model",
         ) from error
     return logits
 

@@ -9,10 +9,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, shown
 from edgewise.compress.pruning.cut import remove, zero
 from edgewise.compress.pruning.groups import Candidate, Cut, cuts_of, merge, portions
 from edgewise.errors import ModelError
+from edgewise.models.inputs import drawn
 
 
 def sound(
@@ -73,8 +74,7 @@ def randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 def difference(model: nn.Module, cuts: list[Cut], input_shape: tuple[int, ...]) -> str:
     """Empty if ``model`` with the cuts removed computes what it computes with them zeroed, else what happened."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2, *input_shape, generator=generator).to(**placement(model))
+    inputs = shown(model, drawn(input_shape, 2, seed=0))
     zeroed, removed = copy.deepcopy(model), copy.deepcopy(model)
     try:
         zero(zeroed, cuts)

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgewise.compress.fold import CONVOLUTIONS
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, shown
 from edgewise.errors import ModelError
+from edgewise.models.inputs import blank, dims_in_words
 
 LAYERS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
 ELEMENTWISE = frozenset({"relu", "relu_", "leaky_relu", "leaky_relu_", "clone", "alias", "detach"})
@@ -132,10 +133,10 @@ def find_pairs(
     handles += [module.register_forward_hook(leave) for module in names]
     try:
         with evaluating(model), trace:
-            model(torch.zeros(1, *input_shape, **placement(model)))
+            model(shown(model, blank(input_shape, 1)))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
-            f"the model can't take an input of shape {(1, *input_shape)}: {error}", where="equalize"
+            f"the model can't take an input of shape {dims_in_words(input_shape)}: {error}", where="equalize"
         ) from error
     finally:
         for handle in handles:

@@ -18,6 +18,7 @@ from edgewise.compress.macs import count
 from edgewise.compress.quantization.places import given, owners
 from edgewise.compress.taps import near
 from edgewise.errors import ModelError
+from edgewise.models.inputs import blank
 
 WHERE = "float_layers"
 
@@ -75,7 +76,7 @@ def unquantized_layers(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[
         ModelError: the model can't take such an input.
     """
     layers = weighted_layers(model, input_shape)
-    quantized = owners(model, given(model, torch.zeros(1, *input_shape))).values()
+    quantized = owners(model, given(model, torch.from_numpy(blank(input_shape, 1)))).values()
     holders = {name.rpartition(".")[0] for name in quantized}
     return tuple(name for name in layers if name not in holders)
 
@@ -87,9 +88,11 @@ def node_patterns(names: Collection[str], prefix: str = "") -> list[str]:
     return [re.escape(place.replace(".", "/")) + r"/[^/]+/\d+" for place in places]
 
 
-def ignored_scope(nncf: Any, names: Collection[str], prefix: str = "") -> Any:
-    """NNCF's ``IgnoredScope`` for these layers; None for none."""
-    return nncf.IgnoredScope(patterns=node_patterns(names, prefix)) if names else None
+def ignored_scope(nncf: Any, names: Collection[str], prefix: str = "", *, tables: bool = False) -> Any:
+    """NNCF's ``IgnoredScope`` for these layers, and with ``tables`` for look-ups in tables of words; None for none."""
+    if not names and not tables:
+        return None
+    return nncf.IgnoredScope(patterns=node_patterns(names, prefix), types=["embedding"] if tables else [])
 
 
 __all__ = ["ignored_scope", "node_patterns", "resolve_float_layers", "unquantized_layers", "weighted_layers"]

@@ -22,7 +22,7 @@ from torch import nn
 
 from edgewise.compress.config import Quantize
 from edgewise.compress.fold import fold_batchnorm
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, shown
 from edgewise.compress.quantization import fake_quantize
 from edgewise.compress.quantization.batchnorm import NO_BATCHNORM, reestimate_on
 from edgewise.compress.quantization.config import AdaRound
@@ -34,6 +34,7 @@ from edgewise.compress.quantization.places import HOOKS
 from edgewise.compress.quantization.reconstruct import reconstruct
 from edgewise.compress.quantization.weights import set_weight_grid
 from edgewise.errors import ArtifactError, ModelError
+from edgewise.models.inputs import form_of, is_text
 from edgewise.progress import Tick, silent
 
 QUANTIZER_CLASSES = ("SymmetricQuantizer", "AsymmetricQuantizer")
@@ -50,7 +51,7 @@ class Whole(nn.Module):
         self.net = net
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As ``net``: (N, C, H, W) -> (N, K)."""
+        """As ``net``: (N, C, H, W) or (N, L) -> (N, K)."""
         out: torch.Tensor = self.net(x)
         return out
 
@@ -90,6 +91,7 @@ def insert_quantizers(
     config: Quantize | None = None,
     *,
     correct_biases: bool = True,
+    padding: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
     tick: Tick = silent,
 ) -> nn.Module:
@@ -102,10 +104,11 @@ def insert_quantizers(
 
     Args:
         model: float model; it stays as it is.
-        calibration: (N, C, H, W) float32 samples, taken from the training data.
+        calibration: (N, C, H, W) float32 samples, or token ids (N, L) int64, taken from the training data.
         config: how; without it, every layer with the defaults.
         correct_biases: false leaves biases as they are, and rounds to the nearest: with its quantizers switched off
             such a model is the float one.
+        padding: the id of texts' padding, which ranges and biases leave out; None: every token counts.
         tell: told in words of what could not be done for single layers.
         tick: told of the progress.
 
@@ -123,7 +126,7 @@ def insert_quantizers(
     if is_wrapped(model):
         raise ModelError("the model is quantized already", where="quantize", hint="give the float model")
     check_calibration(model, calibration)
-    shape = calibration.shape[1:]
+    shape = form_of(calibration)
     model = copy.deepcopy(model).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # a net that was a teacher once is frozen
@@ -134,15 +137,17 @@ def insert_quantizers(
     fold_batchnorm(model, shape)
     if config.equalize:
         _equalize(model, shape, tell)
-    scope = ignored_scope(nncf, floats, "net" if isinstance(model, CONTAINERS) else "")
+    # A look-up computes nothing: what it costs is room, which weights in the file decide and not ranges.
+    tables = is_text(shape) and any(isinstance(module, nn.Embedding) for module in model.modules())
+    scope = ignored_scope(nncf, floats, "net" if isinstance(model, CONTAINERS) else "", tables=tables)
     reference = _holdable(copy.deepcopy(model))
     quantized = _with_quantizers(nncf, model, calibration[:1], scope)
     set_weight_grid(quantized, shape, bits=config.weight_bits, method=config.weight_ranges)
-    seen = observe(quantized, calibration, tick, singly=config.ranges == "mean_min_max")
+    seen = observe(quantized, calibration, tick, singly=config.ranges == "mean_min_max", padding=padding)
     set_activation_ranges(quantized, seen, config.ranges, config.percentile or DEFAULT_PERCENTILE)
     if correct_biases:
         rounding = (config.adaround or AdaRound()) if config.rounding == "adaround" else None
-        left = reconstruct(quantized, reference, calibration, rounding, tick)
+        left = reconstruct(quantized, reference, calibration, rounding, tick, padding=padding)
         if left:
             tell(f"rounded to the nearest all the same, as their calls can't be reconstructed: {', '.join(left)}")
     return quantized.eval()
@@ -159,15 +164,18 @@ def check_calibration(model: nn.Module, calibration: np.ndarray) -> None:
     """Tell of samples that no range can be taken from.
 
     Raises:
-        ModelError: none of them, another shape than the model takes, another type than float32, values that aren't
-            finite or are all the same.
+        ModelError: none of them, another shape than the model takes, another type than float32 (or int64 of texts),
+            values that aren't finite or are all the same.
     """
     got = f"got {calibration.dtype} {calibration.shape}"
     if calibration.ndim < 2 or len(calibration) == 0:
         raise ModelError(f"expected calibration samples (N, C, H, W), {got}", where="quantize")
-    if calibration.dtype != np.float32:
+    texts = calibration.dtype == np.int64 and calibration.ndim == 2
+    if calibration.dtype != np.float32 and not texts:
         raise ModelError(
-            f"expected calibration samples of float32, {got}", where="quantize", hint="preprocess them as for training"
+            f"expected calibration samples of float32, {got}",
+            where="quantize",
+            hint="preprocess them as for training; token ids (N, L) are int64",
         )
     if not np.isfinite(calibration).all():
         raise ModelError("the calibration samples hold NaN or infinity", where="quantize")
@@ -179,7 +187,7 @@ def check_calibration(model: nn.Module, calibration: np.ndarray) -> None:
         )
     try:
         with evaluating(model):
-            model(torch.from_numpy(calibration[:1].copy()).to(**placement(model)))
+            model(shown(model, calibration[:1].copy()))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
             f"the model can't take calibration samples of shape {calibration.shape[1:]}: {str(error).splitlines()[0]}",

@@ -23,6 +23,7 @@ from edgewise.compress.quantization.insert import insert_quantizers
 from edgewise.compress.quantization.switches import Switches, find_switches
 from edgewise.compress.sensitivity import LayerSensitivity, quantization_sensitivity
 from edgewise.errors import ModelError
+from edgewise.models.inputs import form_of
 from edgewise.models.tasks.base import Float, accuracy
 from edgewise.progress import Tick, silent
 
@@ -156,11 +157,12 @@ class _Search:
     ) -> None:
         self.model, self.calibration, self.config, self.mixed = model, calibration, config, mixed
         self.held, self.paired, self.score, self.tick = held, paired, score, tick
-        shape = tuple(calibration.shape[1:])
+        shape = form_of(calibration)
+        self.padding = held.padding
         self.fixed = resolve_float_layers(model, config.float_layers, shape)
         # The search throws switches. Corrected biases and learnt roundings would stay behind a switched-off quantizer.
         plain = config.model_copy(update={"mixed": None, "rounding": "nearest", "adaround": None})
-        self.quantized = insert_quantizers(model, calibration, plain, correct_biases=False)
+        self.quantized = insert_quantizers(model, calibration, plain, correct_biases=False, padding=self.padding)
         self.switches: Switches = find_switches(self.quantized, shape)
         self.few = held[: mixed.sensitivity_samples]
         self.few_logits = answers(model, self.few)
@@ -190,7 +192,7 @@ class _Search:
     def insert(self, floats: Sequence[str]) -> nn.Module:
         """The model quantized for real, with these layers in float."""
         config = self.config.model_copy(update={"mixed": None, "float_layers": (*self.fixed, *floats)})
-        return insert_quantizers(self.model, self.calibration, config)
+        return insert_quantizers(self.model, self.calibration, config, padding=self.padding)
 
     def noise(self, floats: Sequence[str]) -> float:
         """Noise over signal of the logits, against the float model, with these layers switched to float."""

@@ -13,30 +13,43 @@ from torch import Tensor, nn
 from edgewise.compress.quantization.clipping import asymmetric_bounds, symmetric_threshold
 from edgewise.compress.quantization.histogram import Histogram
 from edgewise.compress.quantization.places import all_quantizers, switched_off
+from edgewise.models.inputs import trimmed
 from edgewise.progress import Tick, silent
 
 BATCH = 32
 BATCH_VALUES = 2**22  # of the inputs of one batch: large images go through in smaller ones
 
 
-def batches(samples: NDArray[np.float32], device: torch.device, most: int = BATCH) -> Iterator[Tensor]:
-    """(N, ...) in order, a few at a time; copied one batch at a time."""
+def batches(
+    samples: NDArray[Any], device: torch.device, most: int = BATCH, *, padding: int | None = None
+) -> Iterator[Tensor]:
+    """(N, ...) in order, a few at a time; copied one batch at a time. Texts, whose ``padding`` is known, come sorted by
+    length and without what is padding to all of a batch: what a net makes of padding is nobody's business."""
     size = max(1, min(most, BATCH_VALUES // max(1, samples[0].size)))
+    if padding is not None:
+        samples = samples[np.argsort((samples != padding).sum(axis=1), kind="stable")]
     for start in range(0, len(samples), size):
-        yield torch.from_numpy(np.ascontiguousarray(samples[start : start + size])).to(device)
+        part = np.ascontiguousarray(samples[start : start + size])
+        yield torch.from_numpy(part if padding is None else trimmed(part, padding, multiple=1)).to(device)
 
 
 def observe(
-    model: nn.Module, samples: NDArray[np.float32], tick: Tick = silent, *, singly: bool = False
+    model: nn.Module,
+    samples: NDArray[Any],
+    tick: Tick = silent,
+    *,
+    singly: bool = False,
+    padding: int | None = None,
 ) -> dict[nn.Module, Histogram]:
     """A histogram of what each activation quantizer is given when nothing is quantized. Memory: one batch, and a
     histogram of fixed size a quantizer, however many samples there are.
 
     Args:
         model: with quantizers; it stays as it is.
-        samples: (N, C, H, W).
+        samples: (N, C, H, W), or ids (N, L).
         tick: told of each batch.
         singly: one sample a batch, so that the mean of the additions' extremes is that of the samples'.
+        padding: the id of texts' padding, which is left out.
 
     Raises:
         ModelError: an activation isn't finite.
@@ -50,7 +63,8 @@ def observe(
     done = 0
     try:
         with torch.no_grad(), switched_off(all_quantizers(model)):
-            for batch in batches(samples, next(model.parameters()).device, 1 if singly else BATCH):
+            device = next(model.parameters()).device
+            for batch in batches(samples, device, 1 if singly else BATCH, padding=padding):
                 model(batch)
                 done += len(batch)
                 tick(done, len(samples), "ranges")

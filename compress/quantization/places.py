@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgewise.models.inputs import blank
+
 HOOKS = "__nncf_hooks"  # where NNCF keeps its quantizers; part of its names in a state dict
 
 
@@ -40,9 +42,10 @@ def given(model: nn.Module, inputs: Tensor) -> dict[nn.Module, Tensor]:
 
     handles = [module.register_forward_pre_hook(remember) for module in all_quantizers(model)]
     first = next(model.parameters())
+    inputs = inputs.to(dtype=first.dtype if inputs.is_floating_point() else inputs.dtype, device=first.device)
     try:
         with torch.no_grad():
-            model(inputs.to(dtype=first.dtype, device=first.device))
+            model(inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -64,11 +67,11 @@ def bake_weights(model: nn.Module, input_shape: tuple[int, ...]) -> None:
 
     Args:
         model: with quantizers.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of texts.
     """
     if not all_quantizers(model):
         return
-    tensors = given(model, torch.zeros(1, *input_shape))
+    tensors = given(model, torch.from_numpy(blank(input_shape, 1)))
     with torch.no_grad():
         baked = [(tensors[quantizer], quantizer(tensors[quantizer])) for quantizer in owners(model, tensors)]
         for tensor, value in baked:

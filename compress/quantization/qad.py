@@ -30,7 +30,7 @@ from edgewise.compress.quantization.places import all_quantizers
 from edgewise.compress.strategies.offline import distill
 from edgewise.compress.train import Epoch, Running
 from edgewise.errors import ModelError
-from edgewise.models.tasks.base import Float, Split
+from edgewise.models.tasks.base import Float, Split, TextSplit
 from edgewise.progress import silent
 
 
@@ -50,7 +50,7 @@ def quantize(
         model: in float; it stays so.
         split: to train on, and to measure BatchNorm on.
         config: how.
-        calibration: (N, C, H, W), sets the first ranges.
+        calibration: (N, C, H, W), or ids (N, L) of texts; sets the first ranges.
         teacher: in float; ``model`` itself where left out.
         tell: told in words of what could not be done for single layers, and of the layers that losses paired.
         running: what every training run is told.
@@ -60,7 +60,9 @@ def quantize(
     """
     teacher = teacher or model
     start, config = settled(model, split, config)
-    quantized = insert_quantizers(start, calibration, config, tell=tell, tick=running.get("tick", silent))
+    padding = split.padding if isinstance(split, TextSplit) else None
+    told: dict[str, Any] = {"tell": tell, "tick": running.get("tick", silent)}
+    quantized = insert_quantizers(start, calibration, config, padding=padding, **told)
     if config.fit is None:
         return quantized, []
     if not config.train_ranges:

@@ -3,12 +3,13 @@ the layer's mean answer is that of the float net (arXiv 1906.04721 §4.2, measur
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from edgewise.compress.macs import count
 from edgewise.compress.quantization.adaround import adaround
@@ -16,6 +17,7 @@ from edgewise.compress.quantization.config import AdaRound
 from edgewise.compress.quantization.moments import Moments, caught, moments
 from edgewise.compress.quantization.observe import batches
 from edgewise.compress.quantization.places import given, owners
+from edgewise.models.inputs import form_of
 from edgewise.progress import Tick, silent
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -26,9 +28,11 @@ BIAS_MACS = 4e11  # for biases alone: every layer runs the net up to itself, so 
 def reconstruct(
     model: nn.Module,
     floats: nn.Module,
-    samples: NDArray[np.float32],
+    samples: NDArray[Any],
     rounding: AdaRound | None,
     tick: Tick = silent,
+    *,
+    padding: int | None = None,
 ) -> list[str]:
     """Correct ``model`` in place: weights rounded by ``rounding`` (None: as they are), then biases.
 
@@ -37,33 +41,38 @@ def reconstruct(
     Args:
         model: with quantizers, ranges set.
         floats: the same net without quantizers, modules of the same names.
-        samples: (N, C, H, W); of many, some taken evenly.
+        samples: (N, C, H, W), or ids (N, L); of many, some taken evenly.
         rounding: how to round; None leaves the weights.
         tick: told of each layer.
+        padding: the id of texts' padding, which is left out.
 
     Returns:
         Names of the layers whose weights keep nearest rounding although ``rounding`` is set: those called twice, or of
         a kind that isn't a product of windows.
     """
-    wanted = min(len(samples), rounding.samples if rounding else _enough(floats, samples.shape[1:]))
+    wanted = min(len(samples), rounding.samples if rounding else _enough(floats, form_of(samples)))
     some = samples[np.unique(np.linspace(0, len(samples) - 1, wanted).round().astype(np.int64))]
     device = next(model.parameters()).device
     tensors = given(model, torch.from_numpy(np.ascontiguousarray(some[:1])))
     held = owners(model, tensors)
     calls = _calls(model, some[:1])
     left = []
+
+    def shown() -> Iterator[Tensor]:
+        return batches(some, device, padding=padding)
+
     for done, (quantizer, name) in enumerate(held.items()):
         owner = name.rpartition(".")[0]
         layer, twin = model.get_submodule(owner), floats.get_submodule(owner)
         plain = name.endswith("weight") and type(layer) in LAYERS and calls.get(owner) == 1
         whole = plain and tensors[quantizer].shape == layer.get_parameter("weight").shape
-        found = moments(model, layer, floats, twin, batches(some, device)) if whole and rounding else None
+        found = moments(model, layer, floats, twin, shown()) if whole and rounding else None
         if rounding is not None and found is None:
             left.append(owner or name)
         if found is not None and rounding is not None:
             _round(layer, quantizer, found, rounding)
         if plain and layer.bias is not None:
-            _correct_bias(model, layer, floats, twin, some, quantizer, found)
+            _correct_bias(model, layer, floats, twin, shown, quantizer, found)
         tick(done + 1, len(held), f"reconstructed {owner}")
     return list(dict.fromkeys(left))
 
@@ -89,7 +98,7 @@ def _correct_bias(
     layer: Any,
     floats: nn.Module,
     twin: Any,
-    samples: NDArray[np.float32],
+    shown: Callable[[], Iterator[Tensor]],
     quantizer: Any,
     found: Moments | None,
 ) -> None:
@@ -103,7 +112,7 @@ def _correct_bias(
             axis = 1 if isinstance(layer, nn.Conv2d) else -1
             sums = [torch.zeros_like(layer.bias, dtype=torch.float64) for _ in range(2)]
             windows = 0
-            for batch in batches(samples, layer.bias.device):
+            for batch in shown():
                 for total, net, one in zip(sums, (model, floats), (layer, twin), strict=True):
                     _, output = caught(net, one, batch)
                     total += output.movedim(axis, -1).flatten(0, -2).double().sum(0)
@@ -112,7 +121,7 @@ def _correct_bias(
         layer.bias.data.add_(wanted - ours)
 
 
-def _calls(model: nn.Module, sample: NDArray[np.float32]) -> dict[str, int]:
+def _calls(model: nn.Module, sample: NDArray[Any]) -> dict[str, int]:
     """How often each layer runs for one sample."""
     counts: dict[str, int] = {}
     handles = []

@@ -12,15 +12,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from edgewise.compress.macs import evaluating, placement
+from edgewise.compress.macs import evaluating, shown
 from edgewise.compress.quantization.float_layers import weighted_layers
 from edgewise.compress.quantization.insert import Whole, quantizers
 from edgewise.compress.quantization.places import HOOKS, switched_off
+from edgewise.models.inputs import blank
 
 # Operators of torch that pick, place and copy values: what they give is as quantized as what they take.
 MOVERS = frozenset(
@@ -74,7 +74,7 @@ class Switches:
 
 
 def find_switches(model: nn.Module, input_shape: tuple[int, ...]) -> Switches:
-    """Follow every quantizer's output through one run on zeros (1, *input_shape); the model stays as it is.
+    """Follow every quantizer's output through one run on a blank sample; the model stays as it is.
 
     Raises:
         ModelError: the model has no quantizers, or can't take such an input.
@@ -88,7 +88,7 @@ def find_switches(model: nn.Module, input_shape: tuple[int, ...]) -> Switches:
         for handle in follow.watch():
             stack.callback(handle.remove)
         stack.enter_context(follow)
-        model(torch.zeros(1, *input_shape, **placement(model)))
+        model(shown(model, blank(input_shape, 1)))
     layers = {name.removeprefix(around): macs for name, macs in weighted_layers(model, input_shape).items()}
     return Switches(model, layers, {q: frozenset(follow.readers[q]) for q in found})
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.compress.quantization.places import given, owners
+from edgewise.models.inputs import blank
 
 CANDIDATES = 100
 NARROWEST = 20  # of them: a fifth of the largest weight
@@ -22,7 +23,7 @@ def set_weight_grid(model: nn.Module, input_shape: tuple[int, ...], *, bits: int
         bits: 8, or 4: levels from -7 to 7; the first and the last layer to run keep 8, as is the custom.
         method: max, the largest weight of each output channel; mse, the least squared error of the channel's weights.
     """
-    tensors = given(model, torch.zeros(1, *input_shape))
+    tensors = given(model, torch.from_numpy(blank(input_shape, 1)))
     held = list(owners(model, tensors))  # in the order in which they run
     for place, quantizer in enumerate(held):
         q: Any = quantizer

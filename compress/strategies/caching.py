@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -26,8 +25,9 @@ from edgewise.compress.cache import (
 from edgewise.compress.config import Offline
 from edgewise.compress.strategies.offline import OpenCache
 from edgewise.errors import ArtifactError
+from edgewise.models.inputs import is_text
 from edgewise.models.tasks.augment import view_number
-from edgewise.models.tasks.base import Split
+from edgewise.models.tasks.base import Split, TextSplit, shape_of
 from edgewise.models.tasks.config import Augment
 
 
@@ -42,10 +42,11 @@ def caches(
     split: Split,
     config: Offline,
     *,
-    classes: int,
+    classes: int | tuple[int, ...],
     seed: int,
     augment: Augment | None = None,
     names: Sequence[str] = (),
+    reads: Sequence[TextSplit | None] = (),
     tell: Callable[[str], None] = ignore,
 ) -> Iterator[OpenCache]:
     """What ``offline.distill`` calls to open each teacher's cache under ``root``; they are closed at the end.
@@ -53,7 +54,8 @@ def caches(
     With ``cache: auto`` a teacher is asked live where no view comes again or its answers don't fit, and ``tell`` says
     so; with ``always`` that is refused.
 
-    ``names`` says more of each teacher than its tensors do: a hash that covers the code it runs, for instance.
+    ``classes``: K, or (L, K) where each token is answered. ``names`` says more of each teacher than its tensors do: a
+    hash that covers the code it runs, for instance. ``reads``: see ``offline.distill``.
 
     Raises:
         ArtifactError: on opening, with ``always``: the answers don't fit ``config.cache_bytes`` or the disk.
@@ -61,7 +63,14 @@ def caches(
     augment = augment or Augment()
     epochs = config.fit.epochs
     views = 1 + max(view_number(augment, epoch) for epoch in range(epochs))
-    data = cache(lambda: data_fingerprint(split))  # one pass over the data, and only where a cache is used
+    prints: dict[int, str] = {}
+
+    def data(seen: Split) -> str:  # one pass over the data, and only where a cache is used
+        if id(seen) not in prints:
+            prints[id(seen)] = data_fingerprint(seen)
+        return prints[id(seen)]
+
+    shape = shape_of(split)
     with ExitStack() as stack:
 
         def open_one(place: int, features: Mapping[str, tuple[int, ...]]) -> TeacherCache | None:
@@ -69,7 +78,7 @@ def caches(
                 return None
             identity = Identity(
                 teacher=teacher_digest(teachers[place]),
-                data=data(),
+                data=data((reads[place] if reads else None) or split),
                 view={
                     "augment": augment.model_dump(mode="json"),
                     "seed": seed if augment.draws else None,
@@ -81,6 +90,7 @@ def caches(
                 samples=len(split.ids),
                 views=views,
                 features=dict(features),
+                length=shape[0] if is_text(shape) else None,
             )
             folder = cache_folder(root, identity)
             reason = no_room(folder, identity, config.cache_bytes)

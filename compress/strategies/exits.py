@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -28,7 +27,8 @@ from edgewise.compress.schedule import value_at
 from edgewise.compress.taps import tapped
 from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
-from edgewise.models.tasks.base import Split
+from edgewise.models.inputs import is_text
+from edgewise.models.tasks.base import Split, shape_of
 
 
 class Exit(nn.Module):
@@ -97,6 +97,12 @@ def exit_layers(
     Raises:
         ModelError: there is no inner layer to leave at, or a named one isn't there.
     """
+    if is_text(input_shape):
+        raise ModelError(
+            "exits are made for maps of images, and the task gives texts",
+            where="self_distill",
+            hint="use ema_teacher or born_again, which need no exits",
+        )
     found = trace(model, input_shape)
     stages = list(found.stages)
     layers = tuple(stages[:-1]) if chosen == "auto" else tuple(p.student for p in resolve(chosen, found, found))
@@ -120,7 +126,7 @@ def learn_from_end(
     Raises:
         ModelError: there is no inner layer to leave at, or a named one is no map.
     """
-    found, layers, last = exit_layers(model, config.layers, split.read(np.zeros(1, np.int64)).shape[1:])
+    found, layers, last = exit_layers(model, config.layers, shape_of(split))
     torch.manual_seed(running["seed"])
     with tapped(model, (*layers, last)) as features:
         lesson = Exits(model, layers, last, found, config, features)

@@ -2,7 +2,8 @@
 
 Tensors are matched by name. Where both nets have a row of numbered blocks at the same place, student block m of M takes
 teacher block g(m) of N, blocks of the same shapes among themselves: the block that opens a stage of a ResNet takes
-the opening one, the others share out the rest. BatchNorm's statistics come along.
+the opening one, the others share out the rest. BatchNorm's statistics come along. A factorised table of words takes the
+nearest one of its rank.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from edgewise.compress.attention import attention_of
 from edgewise.compress.config import Inherit
 from edgewise.compress.layers import chosen
 from edgewise.errors import ModelError
+from edgewise.models.text.bert import Embeddings
 
 WHERE = "inherit"
 
@@ -41,9 +43,11 @@ def inherit(student: nn.Module, teacher: nn.Module, config: Inherit) -> list[str
     """
     ours, theirs = student.state_dict(), teacher.state_dict()
     names = _Names(student, teacher, config.map)
-    sources: dict[str, Tensor] = {}
+    sources = _factors(student, teacher)
     unfit: list[str] = []
     for name, target in ours.items():
+        if name in sources:
+            continue
         source_name = names.of(name)
         if source_name not in theirs:
             continue
@@ -75,6 +79,31 @@ def inherit(student: nn.Module, teacher: nn.Module, config: Inherit) -> list[str
         for name, source in sources.items():
             ours[name].copy_(source)
     return list(sources)
+
+
+def _factors(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
+    """Where the student's table of words is two matrices and the teacher's one, (V, D): the two of rank E whose product
+    is nearest to it, from the eigenvectors of its Gram matrix (Eckart and Young, 1936)."""
+    theirs = dict(teacher.named_modules())
+    found: dict[str, Tensor] = {}
+    for name, ours in student.named_modules():
+        other = theirs.get(name)
+        if not isinstance(ours, Embeddings) or not isinstance(other, Embeddings):
+            continue
+        if ours.project is None or ours.projects_sum or other.project is not None:
+            continue
+        table = other.words.weight.detach().double()
+        if ours.words.remap is not None or other.words.remap is not None or len(table) != len(ours.words.weight):
+            continue
+        if table.shape[1] != ours.project.out_features:
+            continue
+        vectors = torch.linalg.eigh(table.T @ table).eigenvectors.flip(1)[:, : ours.words.embedding_dim]
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        vectors = vectors * largest.sign()  # a direction has two signs: the same one everywhere
+        found[f"{name}.words.weight"] = (table @ vectors).float()
+        found[f"{name}.project.weight"] = vectors.float()
+        found[f"{name}.project.bias"] = torch.zeros_like(ours.project.bias)
+    return found
 
 
 class _Names:

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -24,7 +23,7 @@ from edgewise.compress.strategies.offline import Answer, Taught
 from edgewise.compress.taps import tapped
 from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
-from edgewise.models.tasks.base import Split
+from edgewise.models.tasks.base import Split, shape_of
 
 TEACHER = "teacher: cross_entropy"
 
@@ -151,7 +150,7 @@ def _learn(
 ) -> list[Epoch]:
     assert isinstance(config, Online | EmaTeacher)
     torch.manual_seed(running["seed"])  # adapters start at random
-    shape = split.read(np.zeros(1, np.int64)).shape[1:]
+    shape = shape_of(split)
     signals = Signals(config.losses, student, teacher, input_shape=shape, samples=len(split.ids))
     with ExitStack() as stack:
         ours = stack.enter_context(tapped(student, signals.student_layers))

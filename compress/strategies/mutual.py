@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -27,7 +26,7 @@ from edgewise.compress.strategies.offline import check_classes
 from edgewise.compress.taps import tapped
 from edgewise.compress.train import Epoch, Running, fit
 from edgewise.errors import ModelError
-from edgewise.models.tasks.base import Split
+from edgewise.models.tasks.base import Split, shape_of
 
 
 class Peers(Lesson):
@@ -111,7 +110,7 @@ def learn_together(
     if len(nets) < 2 or len({id(net) for net in nets}) < len(nets):
         raise ModelError("mutual learning needs two or more different nets", where="peers")
     torch.manual_seed(running["seed"])  # adapters start at random
-    shape, samples = split.read(np.zeros(1, np.int64)).shape[1:], len(split.ids)
+    shape, samples = shape_of(split), len(split.ids)
     signals = {
         (k, other): Signals(config.losses, nets[k], nets[other], input_shape=shape, samples=samples)
         for k in range(len(nets))

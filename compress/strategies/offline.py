@@ -19,13 +19,17 @@ from typing_extensions import Unpack
 
 from edgewise.compress.config import Fit, Lessons, Offline
 from edgewise.compress.lesson import Lesson, label_loss
+from edgewise.compress.losses import LossConfig
 from edgewise.compress.losses.base import Batch
+from edgewise.compress.macs import evaluating, placement
 from edgewise.compress.schedule import value_at
-from edgewise.compress.signals import Signals, combined
+from edgewise.compress.signals import Signals, combined, each_answer
 from edgewise.compress.taps import tapped
-from edgewise.compress.train import Epoch, Running, fit
+from edgewise.compress.train import Epoch, Running, fit, placed
 from edgewise.errors import ModelError
-from edgewise.models.tasks.base import Split
+from edgewise.models.inputs import Shape, blank, trimmed
+from edgewise.models.tasks.base import Split, TextSplit, shape_of
+from edgewise.models.tasks.config import Augment
 
 if TYPE_CHECKING:
     from edgewise.compress.cache import TeacherCache
@@ -56,12 +60,14 @@ class Taught(Lesson):
         label_smoothing: float,
         features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
         caches: Sequence[TeacherCache | None],
+        reads: Sequence[TextSplit | None] = (),
     ) -> None:
         super().__init__(student)
         self.signals = signals
         self.config = config
         self.label_smoothing = label_smoothing
         self.teachers, self.features, self.caches = tuple(teachers), features, tuple(caches)
+        self.reads = tuple(reads) or (None,) * len(self.teachers)
         self.mean, self.shares = _mean(config, len(teachers))
         # What "balance" measured at the first batch; NaN until then. A buffer, so that a resumed run keeps it.
         self.register_buffer("scales", torch.full((len(signals.losses),), math.nan))
@@ -101,10 +107,13 @@ class Taught(Lesson):
                 shares=self.shares,
             )
             if self.config.teacher_wrong != "none":
-                together = combined(taught, self.mean, self.shares, 1.0)
-                terms[KEPT] = (together.argmax(dim=1) == batch.targets).float().mean()
-        if weights["cross_entropy"] > 0 or not terms:
+                flat, known = each_answer(taught, batch)
+                together = combined(flat, self.mean, self.shares, 1.0)
+                terms[KEPT] = (together.argmax(dim=1) == known.targets).float().mean()
+        if weights["cross_entropy"] > 0:
             terms["cross_entropy"] = label_loss(logits, batch, self.label_smoothing)
+        elif not terms:  # nothing has a weight at this time
+            terms["cross_entropy"] = logits.float().sum() * 0.0
         if self.config.balance == "gradient" and self.training:
             self._measure(terms)
         return terms
@@ -114,17 +123,25 @@ class Taught(Lesson):
         teacher, cache = self.teachers[place], self.caches[place]
         layers = self.signals.teacher_layers if place == 0 else ()
         rows = batch.index.cpu().numpy() if cache is not None else np.empty(0, np.int64)
-        if cache is not None and (held := cache.get(batch.view, rows)) is not None:
+        length = None if batch.mask is None else batch.mask.shape[1]
+        if cache is not None and (held := cache.get(batch.view, rows, length)) is not None:
             return _placed(held, layers, batch.inputs.device)
         if next(teacher.parameters(), batch.inputs).device != batch.inputs.device:
             teacher.to(batch.inputs.device)
         with torch.no_grad():
-            logits = teacher(batch.inputs)
+            logits = teacher(self._shown(place, batch))
         features = {name: self.features[1][name] for name in layers}
         if cache is not None:
             kept = cache.put(batch.view, rows, logits.float(), tuple(feature.float() for feature in features.values()))
             return _placed(kept, layers, logits.device)
         return logits, features
+
+    def _shown(self, place: int, batch: Batch) -> Tensor:
+        """What a teacher sees of the batch: the same, or the same texts as its own tokenizer reads them."""
+        own = self.reads[place]
+        if own is None:
+            return batch.inputs
+        return placed(trimmed(own.read(batch.index.cpu().numpy()), own.padding), batch.inputs.device)
 
     def _measure(self, terms: Mapping[str, Tensor]) -> None:
         """The scale of each loss that came for the first time: its gradient in the student against cross-entropy's."""
@@ -156,16 +173,18 @@ def distill(
     run: Fit | None = None,
     open_cache: OpenCache | None = None,
     tell: Callable[[str], None] | None = None,
+    reads: Sequence[TextSplit | None] = (),
     **running: Unpack[Running],
 ) -> list[Epoch]:
     """Train ``student`` in place. Teachers are put in evaluation mode and get no gradient. ``tell`` is told what was
     found out on the way: which layers were paired, what "balance" measured.
 
-    ``run`` is the training run where ``config`` has none of its own called ``fit``.
+    ``run`` is the training run where ``config`` has none of its own called ``fit``. ``reads``: for each teacher the
+    samples of ``split`` as its own tokenizer reads them, None where it reads what the student reads.
 
     Raises:
-        ModelError: a tapped layer is missing, a loss can't be computed, or student and teacher answer with different
-            shapes.
+        ModelError: a tapped layer is missing, a loss can't be computed, student and teacher answer with different
+            shapes, or a teacher with another tokenizer can't be held against the student.
     """
     teachers = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
     run = run or getattr(config, "fit", None) or Fit()
@@ -173,7 +192,10 @@ def distill(
         raise ModelError("the student is the teacher itself: evaluation mode would freeze it", hint="pass a copy")
     freeze(teachers, student)
     torch.manual_seed(running["seed"])  # adapters start at random
-    shape = split.read(np.zeros(1, np.int64)).shape[1:]
+    shape = shape_of(split)
+    if any(own is not None for own in reads):
+        check_answers_alone(config.losses if reads[0] is not None else ())
+        _check_texts_alone(student, shape, running.get("augment"))
     signals = Signals(config.losses, student, teachers[0], input_shape=shape, samples=len(split.ids))
     wanted = [signals.teacher_shapes, *({} for _ in teachers[1:])]
     caches = [open_cache(place, shapes) if open_cache else None for place, shapes in enumerate(wanted)]
@@ -188,6 +210,7 @@ def distill(
             label_smoothing=run.label_smoothing,
             features=(ours, theirs),
             caches=caches,
+            reads=reads,
         )
         history = fit(lesson, split, run, **running)
     if tell is not None:
@@ -205,6 +228,35 @@ def freeze(teachers: Sequence[nn.Module], student: nn.Module) -> None:
     for teacher in teachers:
         teacher.eval().requires_grad_(False)
         teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def check_answers_alone(losses: Sequence[LossConfig]) -> None:
+    """A teacher with another tokenizer can be asked what it thinks of a text, not of a token.
+
+    Raises:
+        ModelError: a loss reads its layers.
+    """
+    reading = [loss.kind for loss in losses if loss.wanted_layers() is not None]
+    if reading:
+        raise _other_tokens(f"its tokens are others, so its layers can't be followed by {', '.join(reading)}")
+
+
+def _check_texts_alone(student: nn.Module, shape: Shape, augment: Augment | None) -> None:
+    """The same of the answers themselves, and of ids that were changed."""
+    if augment is not None and augment.draws:
+        raise _other_tokens("the task's augmentation changes token ids, which that tokenizer doesn't know")
+    with evaluating(student):
+        answer = student(torch.from_numpy(blank(shape, 1)).to(placement(student)["device"]))
+    if answer.dim() == 3:
+        raise _other_tokens("its tokens are others, so its answers to each can't be followed")
+
+
+def _other_tokens(reason: str) -> ModelError:
+    return ModelError(
+        f"the teacher reads texts with another tokenizer: {reason}",
+        where="teacher.tokenizer",
+        hint="learn from answers to whole texts (kd, logit_mse), or take a teacher with the task's tokenizer",
+    )
 
 
 def check_classes(student: Tensor, teacher: Tensor) -> None:

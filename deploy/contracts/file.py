@@ -85,14 +85,15 @@ def names(known: Facts) -> list[Finding]:
 
 
 def shapes(known: Facts) -> list[Finding]:
-    """Inputs have fixed sizes except for the batch, the first axis."""
+    """Inputs have fixed sizes except for the batch, the first axis, and a text's length, the second of (N, L) ids."""
     stored = {tensor.name for tensor in known.model.graph.initializer}
     found = []
     for item in known.model.graph.input:
         if item.name in stored:
             continue
-        dims = item.type.tensor_type.shape.dim
-        free = [place for place, dim in enumerate(dims) if place and not dim.HasField("dim_value")]
+        kind, dims = item.type.tensor_type.elem_type, item.type.tensor_type.shape.dim
+        fixed_from = 2 if len(dims) == 2 and kind in (TensorProto.INT64, TensorProto.INT32) else 1
+        free = [place for place, dim in enumerate(dims) if place >= fixed_from and not dim.HasField("dim_value")]
         if free:
             message = f"expected fixed sizes behind the batch, got axis {free[0]} of {item.name!r} open"
             found.append(Finding("static-shape", item.name, message, "export with the device's input size"))

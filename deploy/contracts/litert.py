@@ -28,8 +28,9 @@ SAME_SCALE = frozenset(
 # Where they stand, everything but the weighted layers is meant to be in float.
 TRANSFORMER_MARKS = frozenset(("SOFTMAX", "GELU", "BATCH_MATMUL"))
 # Ops that have no fast integer kernel, or leave their data's type as it is.
-INDIFFERENT = frozenset(("SHAPE", "CAST", "GATHER", "PACK", "RANGE", "FILL", "BROADCAST_TO", *CONVERSIONS))
-PER_CHANNEL_HYBRID = 12  # the version of FULLY_CONNECTED that knows per-channel weights beside float data
+INDIFFERENT = frozenset(
+    ("SHAPE", "CAST", "GATHER", "EMBEDDING_LOOKUP", "PACK", "RANGE", "FILL", "BROADCAST_TO", *CONVERSIONS)
+)
 EQUAL = 1e-5  # relative: scales are stored in float32
 BIAS_EQUAL = 1e-2
 
@@ -53,8 +54,9 @@ def check(content: bytes, float_layers: Collection[str] = ()) -> list[Finding]:
     weighted = [op for op in ops if op.kind in WEIGHTED]
     for op in ops:
         found += _tensors(op)
+        found += _versions(op)
     for op in weighted:
-        found += [*_weights(op), *_bias(op), *_versions(op)]
+        found += [*_weights(op), *_bias(op)]
     # Dynamic-range and weight-only files have float data everywhere.
     if any("INT8" in (tensor.kind for tensor in op.outputs) for op in weighted):
         found += [*_islands(ops), *_scales(ops), *_conversions(ops, made)]
@@ -83,11 +85,9 @@ def _operators(ops: list[Op]) -> list[Finding]:
 def _ends(content: bytes) -> list[Finding]:
     """Float inputs and outputs, of known size except for the batch."""
     model = tflite.load(content)
-    graph = model.subgraphs[0]
     found = []
-    for places in (graph.inputs, graph.outputs):
-        for place in places:
-            item = graph.tensors[place]
+    for graph in model.subgraphs:
+        for item in [graph.tensors[place] for places in (graph.inputs, graph.outputs) for place in places]:
             name, kind = item.name.decode(), tflite.kind(item)
             if kind in ("INT8", "UINT8", "INT16"):
                 message = f"expected float32 outside, got {kind.lower()}"
@@ -178,14 +178,16 @@ def _bias(op: Op) -> list[Finding]:
 
 
 def _versions(op: Op) -> list[Finding]:
-    """Per-channel weights beside float data: runtimes from before version 12 of the op read one scale for all of them.
+    """Per-channel weights beside float data: runtimes from before a version of the op read one scale for all of them.
     tflite-runtime 2.14 answers wrongly without a word."""
-    data, weight = op.operands
-    hybrid = data.kind == "FLOAT32" and weight.kind == "INT8" and weight.scales.size > 1
-    if op.kind != "FULLY_CONNECTED" or not hybrid or op.version >= PER_CHANNEL_HYBRID:
+    needed = tflite.PER_CHANNEL.get(op.kind, 0)
+    if op.version >= needed:
         return []
-    message = f"expected version {PER_CHANNEL_HYBRID} for per-channel weights beside float data, got {op.version}"
-    return [_finding("op-version", op, message, "say version 12, or quantize per tensor for old runtimes")]
+    _, weight = op.operands
+    if op.outputs[0].kind != "FLOAT32" or weight.kind != "INT8" or weight.scales.size < 2:
+        return []
+    message = f"expected version {needed} for per-channel weights beside float data, got {op.version}"
+    return [_finding("op-version", op, message, f"say version {needed}, or quantize per tensor for old runtimes")]
 
 
 def _islands(ops: list[Op]) -> list[Finding]:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from edgewise.config import Precision, RuntimeName
 from edgewise.deploy.config import REFUSED
 from edgewise.errors import ModelError
+from edgewise.models.inputs import Shape, is_text
 
 
 @dataclass(frozen=True)
@@ -17,20 +18,21 @@ class Source:
     """One net in the forms the converters start from; each takes what it needs and refuses where that is missing.
 
     Args:
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of token ids.
         classes: K, the width of the logits.
-        float_onnx: "input" (N, C, H, W) float32 -> "logits" (N, K) float32.
+        float_onnx: "input" (N, C, H, W) float32, or (N, L) int64, -> "logits" float32.
         unsigned_onnx: the same with Q/DQ, uint8 activations: ONNX Runtime and OpenVINO.
         signed_onnx: the same with int8 activations.
         half_onnx: float16 inside.
         half_signed_onnx: Q/DQ with int8 activations, float16 between: TensorRT.
         model_folder: a saved torch model (``edgewise.compress.saved``): LiteRT starts from torch.
-        calibration: ``.npy``, float32 (N, C, H, W): LiteRT's activation ranges.
+        calibration: ``.npy``, float32 (N, C, H, W) or int64 (N, L): LiteRT's activation ranges.
         contract: JSON, what the offline check of the Q/DQ graph found; kept in TensorRT's manifest.
         float_layers: the layers that an int8 file computes in float by plan; every converter obeys or refuses.
+        padding: the id that short texts are filled up with; LiteRT's runtime must know it.
     """
 
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     classes: int
     float_onnx: Path | None = None
     unsigned_onnx: Path | None = None
@@ -41,6 +43,12 @@ class Source:
     calibration: Path | None = None
     contract: Path | None = None
     float_layers: tuple[str, ...] = ()
+    padding: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The longest text; 1 of images."""
+        return self.input_shape[0] if is_text(self.input_shape) else 1
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ ADDED = re.compile(r"(_nchwc|_token_\d+|/[^.]*|_original|_quant)$")
 TOLD = 20  # names of float layers in a report
 
 
-def layer_macs(model: ModelProto) -> dict[str, int]:
+def layer_macs(model: ModelProto, length: int = 1) -> dict[str, int]:
     """{name of the node, or of its first output: multiply-accumulates for one sample} of each convolution and matrix
-    product, in order.
+    product, in order. ``length`` is a text's, where the graph leaves it open.
 
     Raises:
         ModelError: the shapes can't be found.
@@ -45,7 +45,7 @@ def layer_macs(model: ModelProto) -> dict[str, int]:
     nodes = [node for node in model.graph.node if node.op_type in OPERANDS or node.op_type == "Einsum"]
     if not nodes:
         return {}
-    known = _shapes(model, {name for node in nodes for name in (*node.input, *node.output) if name})
+    known = _shapes(model, {name for node in nodes for name in (*node.input, *node.output) if name}, length)
     return {node.name or node.output[0]: _macs(node, known) for node in nodes}
 
 
@@ -67,13 +67,13 @@ def _macs(node: NodeProto, known: Mapping[str, tuple[int, ...]]) -> int:
     return out * (data[0] if attribute(node, "transA", 0) and len(data) == 2 else data[-1])
 
 
-def _shapes(model: ModelProto, wanted: Collection[str]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ModelProto, wanted: Collection[str], length: int) -> dict[str, tuple[int, ...]]:
     """The shapes of ``wanted`` for a batch of 1: inferred, or where that fails, seen in a run."""
     single = copy.deepcopy(model)
     for item in single.graph.input:
         for place, dim in enumerate(item.type.tensor_type.shape.dim):
-            if place == 0 and not dim.HasField("dim_value"):
-                dim.dim_value = 1
+            if place < 2 and not dim.HasField("dim_value"):
+                dim.dim_value = length if place else 1
     for item in single.graph.output:
         item.type.tensor_type.ClearField("shape")
     known: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in single.graph.initializer}
@@ -159,14 +159,15 @@ def located(name: str, known: Mapping[str, str]) -> str | None:
     return None
 
 
-def read_back(model: ModelProto, executed: Iterable[tuple[Iterable[str], bool]]) -> dict[str, Any]:
+def read_back(model: ModelProto, executed: Iterable[tuple[Iterable[str], bool]], length: int = 1) -> dict[str, Any]:
     """A report's lines on what a graph's layers run in.
 
     Args:
         model: the graph that the runtime was given.
         executed: of each computing node of the executed graph, the names it goes by and whether it runs in integers.
+        length: a text's, where the graph leaves it open.
     """
-    return arithmetic(layer_macs(model), integer_layers(model, executed))
+    return arithmetic(layer_macs(model, length), integer_layers(model, executed))
 
 
 def integer_layers(model: ModelProto, executed: Iterable[tuple[Iterable[str], bool]]) -> set[str]:
@@ -179,12 +180,12 @@ def integer_layers(model: ModelProto, executed: Iterable[tuple[Iterable[str], bo
     return integer
 
 
-def executed_layers(model: ModelProto, names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """{name of an executed node: (the layer it does the work of, its multiply-accumulates)}.
+def executed_layers(model: ModelProto, names: Iterable[str], length: int = 1) -> dict[str, tuple[str, int]]:
+    """{name of an executed node: (the layer it does the work of, its multiply-accumulates)}; ``length`` as above.
 
     A node that isn't a convolution or matrix product has none, and keeps its own name, without what the runtime added.
     """
-    macs, known = layer_macs(model), aliases(model)
+    macs, known = layer_macs(model, length), aliases(model)
     asked = list(dict.fromkeys(names))
     found: dict[str, tuple[str, int]] = {}
     # The layers' own names first: a rectifier that runs by itself isn't the layer before it.

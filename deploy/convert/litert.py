@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ from edgewise.deploy.convert.base import Source, named, need, refuse, write_repo
 from edgewise.deploy.convert.executed import arithmetic
 from edgewise.deploy.convert.litert_plan import check_file, ops_of, weights_of
 from edgewise.deploy.convert.litert_rewrites import rewrite_int8, say_per_channel
+from edgewise.deploy.runtimes.litert import OF_LENGTH
 from edgewise.errors import ContractError, ModelError
+from edgewise.models.inputs import Shape, blank, dims_in_words, drawn, is_text
 
 SIGNATURE = "serving_default"
+SHORTEST = 16  # tokens: under it a signature saves little
 QUIET = {"LITERT_TORCH_SHOW_PROGRESS": "n", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
 TRANSFORMER_OPS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 WEIGHT_OPS = (*TRANSFORMER_OPS, "CONV_2D_TRANSPOSE")
@@ -57,7 +61,7 @@ class Named(nn.Module):
         self.net = net
 
     def forward(self, input: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N, C, H, W) -> logits (N, K)."""
+        """(N, C, H, W) or token ids (N, L) -> logits."""
         return {"logits": self.net(input)}
 
 
@@ -79,6 +83,7 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         precision,
         out,
         input_shape=source.input_shape,
+        padding=source.padding,
         calibration=calibration,
         float_layers=source.float_layers if precision == "int8" else (),
     )
@@ -89,18 +94,20 @@ def convert_module(
     precision: Precision,
     out: Path,
     *,
-    input_shape: tuple[int, int, int],
-    calibration: NDArray[np.float32] | None = None,
+    input_shape: Shape,
+    padding: int | None = None,
+    calibration: NDArray[Any] | None = None,
     float_layers: Collection[str] = (),
 ) -> Path:
     """``convert`` for a module in memory, which may carry NNCF's quantizers; it is changed in place.
 
     Args:
-        model: (N, C, H, W) -> (N, K).
+        model: (N, C, H, W) or token ids (N, L) -> logits.
         precision: of the file.
         out: the file's name without suffix.
-        input_shape: (C, H, W).
-        calibration: (N, C, H, W), for int8.
+        input_shape: (C, H, W), or (L, V).
+        padding: the id that short texts are filled up with; of texts, needed.
+        calibration: (N, C, H, W) or (N, L), for int8.
         float_layers: torch modules that an int8 file computes in float.
 
     Raises:
@@ -109,11 +116,11 @@ def convert_module(
             float, or isn't to be found.
     """
     if precision == "int8" and calibration is None:
-        raise ModelError("int8 for LiteRT needs calibration samples (N, C, H, W)", where="calibration")
+        raise ModelError(f"int8 for LiteRT needs calibration samples {dims_in_words(input_shape)}", where="calibration")
     learned = [] if calibration is None else learned_ranges(model, calibration[:1])
     plain = strip_quantizers(model, input_shape)
     weights = weights_of(plain, float_layers)
-    floating = content = _to_float(plain, input_shape)
+    floating = content = _to_float(plain, input_shape, padding)
     notes: dict[str, int] = {}
     if precision == "float16":
         content = _to_float16(content)
@@ -127,7 +134,7 @@ def convert_module(
         content = say_per_channel(_to_int8_weights(content, dynamic=precision == "int8_dynamic"))
     path = named(out, ".tflite")
     path.write_bytes(content)
-    ops = tflite.read(content)
+    ops = tflite.read(content, 0)
     layers = tflite.layers(ops)
     computed = arithmetic(
         {name: op.macs for name, op in layers.items()}, [name for name, op in layers.items() if op.integer]
@@ -152,23 +159,47 @@ def convert_module(
 
 def _read_calibration(source: Source) -> NDArray[np.float32]:
     path = need(source.calibration, "calibration samples")
-    samples: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    if samples.shape[1:] != source.input_shape or samples.dtype != np.float32 or not len(samples):
+    samples: NDArray[Any] = np.load(path, allow_pickle=False)
+    wanted = blank(source.input_shape, 1)
+    if samples.shape[1:] != wanted.shape[1:] or samples.dtype != wanted.dtype or not len(samples):
         raise ModelError(
-            f"expected calibration samples float32 (N, {', '.join(map(str, source.input_shape))}), "
+            f"expected calibration samples {wanted.dtype} {dims_in_words(source.input_shape)}, "
             f"got {samples.dtype} {samples.shape}",
             where=str(path),
         )
     return samples
 
 
-def _to_float(model: nn.Module, input_shape: tuple[int, int, int]) -> bytes:
+def lengths(longest: int) -> list[int]:
+    """The lengths that a file for texts has signatures for, ``longest`` first: 16, 32, 64 … XNNPACK packs the weights
+    for each of them anew when the file is opened, so they are few."""
+    shorter = takewhile(lambda length: length < longest, (SHORTEST << step for step in count()))
+    return [longest, *reversed(list(shorter))]
+
+
+def _signatures(input_shape: Shape, padding: int | None) -> dict[str, torch.Tensor]:
+    """{signature: an input for it}: one, or of texts one a length.
+
+    Raises:
+        ModelError: a text without its padding's id.
+    """
+    sample = torch.from_numpy(blank(input_shape, 1))
+    if not is_text(input_shape):
+        return {SIGNATURE: sample}
+    if padding is None:
+        raise ModelError("a LiteRT file for texts needs the id of their padding", where="padding")
+    return {f"length_{length}_padding_{padding}": sample[:, :length] for length in lengths(input_shape[0])}
+
+
+def _to_float(model: nn.Module, input_shape: Shape, padding: int | None) -> bytes:
     os.environ.update(QUIET)  # read when the libraries are imported
     import litert_torch
 
-    sample = torch.zeros(1, *input_shape)
+    net, converter = Named(model.float().eval()).eval(), litert_torch
+    for name, sample in _signatures(input_shape, padding).items():
+        converter = converter.signature(name, net, sample_kwargs={"input": sample})
     try:
-        converted = litert_torch.convert(Named(model.float().eval()).eval(), sample_kwargs={"input": sample})
+        converted = converter.convert(enable_x64=is_text(input_shape))
     except Exception as error:  # its layers raise whatever they like
         text = str(error).strip().splitlines()
         raise ModelError(
@@ -214,36 +245,36 @@ def free_batch(content: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def takes_batches(content: bytes, input_shape: tuple[int, int, int]) -> bool:
-    """Whether a float file answers three samples at once as it answers them one by one."""
+def takes_batches(content: bytes, input_shape: Shape) -> bool:
+    """Whether a float file answers three samples at once as it answers them one by one, in each of its signatures."""
     from ai_edge_litert.interpreter import Interpreter
 
-    samples = np.random.default_rng(0).standard_normal((3, *input_shape), dtype=np.float32)
-
-    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        interpreter = Interpreter(model_content=content, num_threads=1)
-        place = interpreter.get_input_details()[0]["index"]
-        interpreter.resize_tensor_input(place, images.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(place, images)
-        interpreter.invoke()
-        logits: NDArray[np.float32] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-        return logits
-
-    alone = np.concatenate([answer(sample[None]) for sample in samples])
-    try:
-        together = answer(samples)
-    except (RuntimeError, ValueError):
-        return False
-    return alone.shape == together.shape and np.allclose(alone, together, rtol=0, atol=MATCH * np.abs(alone).max())
+    samples = drawn(input_shape, 3, seed=0)
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    for name in interpreter.get_signature_list():
+        runner = interpreter.get_signature_runner(name)
+        shape = runner.get_input_details()["input"]["shape"]
+        fed = np.ascontiguousarray(samples[:, : shape[1]])
+        alone = np.concatenate([runner(input=sample[None])["logits"] for sample in fed])
+        try:
+            together = runner(input=fed)["logits"]
+        except (RuntimeError, ValueError):
+            return False
+        if alone.shape != together.shape or not np.allclose(alone, together, rtol=0, atol=MATCH * np.abs(alone).max()):
+            return False
+    return True
 
 
 def shorten_names(content: bytes) -> bytes:
-    """The same file with tensors called ``layer1/0/conv1`` instead of a list of classes, some hundred bytes each."""
+    """The same file with tensors called ``layer1/0/conv1`` instead of a list of classes, some hundred bytes each.
+
+    No two tensors of a file may have one name for the quantizer: those of a second graph end in ``@1``, and so on, and
+    graphs that differ in nothing but a length have the same names before that.
+    """
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    for graph in model.subgraphs:
+    for number, graph in enumerate(model.subgraphs):
         seen: Counter[str] = Counter()
         for tensor in graph.tensors:
             # "pkg.Net_net/pkg.Conv2d_conv1;;pkg.Net_net;": the last place that made it, each step a class and a name.
@@ -251,7 +282,8 @@ def shorten_names(content: bytes) -> bytes:
             name = "/".join(step.rsplit(".", 1)[-1].partition("_")[2] for step in place.split("/")[1:]) or place
             name = name.removeprefix("net/")
             seen[name] += 1
-            tensor.name = (name if seen[name] == 1 else f"{name}:{seen[name]}").encode()
+            name = name if seen[name] == 1 else f"{name}:{seen[name]}"
+            tensor.name = (f"{name}@{number}" if number else name).encode()
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
@@ -330,7 +362,16 @@ def _to_int8_weights(content: bytes, *, dynamic: bool) -> bytes:
     add = worker.add_dynamic_config if dynamic else worker.add_weight_only_config
     for name in WEIGHT_OPS:
         add(".*", qtyping.TFLOperationName(name), num_bits=INT8_BITS)
+    _add_tables(worker)
     return bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+
+
+def _add_tables(worker: Any) -> None:
+    """Tables of words in int8, one scale a row; what is looked up is float. Weight-only would make the whole table
+    float before each look-up."""
+    from ai_edge_quantizer import qtyping
+
+    worker.add_dynamic_config(".*", qtyping.TFLOperationName.EMBEDDING_LOOKUP, num_bits=INT8_BITS)
 
 
 def _to_int8(
@@ -345,21 +386,58 @@ def _to_int8(
     worker = quantizer.Quantizer(bytearray(content))
     for operation in (names.ALL_SUPPORTED,) if whole else [names(name) for name in TRANSFORMER_OPS]:
         worker.add_static_config(".*", operation, activation_num_bits=INT8_BITS, weight_num_bits=INT8_BITS)
+    _add_tables(worker)
     for operation in (names.INPUT, names.OUTPUT):
         worker.update_quantization_recipe(".*", operation, algorithm_key="no_quantize")
     for name in left:  # the quantizer matches the names of an op's outputs, each with a semicolon behind it
         worker.update_quantization_recipe(f"^{re.escape(name)};", names.ALL_SUPPORTED, algorithm_key="no_quantize")
     recipe = recipe_manager.RecipeManager()
     recipe.load_quantization_recipe(worker.get_quantization_recipe())
-    measured = calibrator.Calibrator(bytes(content), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-    # A list: a generator would be used up by the calibrator's count of its length.
-    measured.calibrate({SIGNATURE: [{"input": sample[None]} for sample in calibration]}, recipe)
-    known = dict(measured.get_model_qsvs())
-    for name, value in ranges.items():
-        if name in known:
+    known: dict[str, Any] = {}
+    for signature, samples in _fed(content, calibration).items():
+        measured = calibrator.Calibrator(bytes(content), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+        # A list: a generator would be used up by the calibrator's count of its length.
+        measured.calibrate({signature: [{"input": sample[None]} for sample in samples]}, recipe)
+        known |= measured.get_model_qsvs()
+    _share(known)
+    for name in known:
+        if (value := ranges.get(_unnumbered(name))) is not None:
             known[name] = {key: value[key].reshape(np.shape(known[name][key])) for key in ("min", "max")}
     result = worker.quantize(known, enable_progress_bar=False, enable_progress_report=False)
-    return rewrite_int8(bytes(result.quantized_model))
+    return say_per_channel(rewrite_int8(bytes(result.quantized_model)))
+
+
+def _fed(content: bytes, calibration: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """{signature: the samples it is calibrated with}: all of them, or each text where it leaves the least padding. A
+    length that no text has gets the start of one: it must be calibrated, too."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    names = Interpreter(model_content=content, num_threads=1).get_signature_list()
+    found = [(int(told[1]), int(told[2]), name) for name in names if (told := OF_LENGTH.fullmatch(name))]
+    if not found:
+        return {next(iter(names)): calibration}
+    fed, left = {}, calibration
+    for length, padding, name in sorted(found):
+        fits = (left[:, length:] == padding).all(axis=1)
+        fed[name] = (left[fits] if fits.any() else calibration[:1])[:, :length].copy()
+        left = left[~fits]
+    return fed
+
+
+def _share(known: dict[str, Any]) -> None:
+    """Give tensors of graphs that differ in nothing but a length the range of them all."""
+    same: dict[str, list[Any]] = {}
+    for name, value in known.items():
+        same.setdefault(_unnumbered(name), []).append(value)
+    for values in same.values():
+        shared = {"min": np.minimum.reduce, "max": np.maximum.reduce}
+        whole = {key: reduce([value[key] for value in values]) for key, reduce in shared.items() if key in values[0]}
+        for value in values:
+            value.update(whole)
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"@\d+$", "", name)
 
 
 def delegated(content: bytes) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from edgewise.deploy.tflite import PER_CHANNEL
+
 INT8_VERSION = 2  # of LEAKY_RELU; the first knows float only
-PER_CHANNEL_HYBRID = 12  # of FULLY_CONNECTED; those before know one weight scale beside float data
 
 
 def rewrite_int8(content: bytes) -> bytes:
@@ -33,26 +34,29 @@ def rewrite_int8(content: bytes) -> bytes:
 
 
 def say_per_channel(content: bytes) -> bytes:
-    """The same file with the version of FULLY_CONNECTED that it needs, where per-channel int8 weights meet float data.
-    The quantizer leaves the float version standing, and old runtimes then answer wrongly instead of refusing the file.
+    """The same file with the versions of FULLY_CONNECTED and EMBEDDING_LOOKUP that it needs, where per-channel int8
+    weights meet float data. The quantizer leaves the float version standing, and old runtimes then answer wrongly
+    instead of refusing the file.
 
     Args:
-        content: a dynamic-range file.
+        content: a file with float data beside int8 weights.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    versions = {getattr(schema.BuiltinOperator, kind): version for kind, version in PER_CHANNEL.items()}
     for graph in model.subgraphs:
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex]
-            if max(code.builtinCode, code.deprecatedBuiltinCode) != schema.BuiltinOperator.FULLY_CONNECTED:
+            needed = versions.get(max(code.builtinCode, code.deprecatedBuiltinCode))
+            if needed is None:
                 continue
-            data, weight = (graph.tensors[place] for place in op.inputs[:2])
+            weight, made = graph.tensors[op.inputs[1]], graph.tensors[op.outputs[0]]
             scales = None if weight.quantization is None else weight.quantization.scale
-            types = (data.type, weight.type) == (schema.TensorType.FLOAT32, schema.TensorType.INT8)
+            types = (made.type, weight.type) == (schema.TensorType.FLOAT32, schema.TensorType.INT8)
             if types and scales is not None and len(scales) > 1:
-                code.version = max(code.version, PER_CHANNEL_HYBRID)
+                code.version = max(code.version, needed)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 

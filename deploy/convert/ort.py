@@ -16,8 +16,7 @@ from edgewise.deploy.convert.executed import arithmetic, integer_layers, layer_m
 from edgewise.deploy.convert.planned import check_plan
 from edgewise.deploy.onnx_graph import strip, to_bytes
 from edgewise.deploy.ort_rewrites import pad_input_channels
-from edgewise.deploy.runtimes.ort import BATCH
-from edgewise.deploy.weight_only import store_weights
+from edgewise.deploy.weight_only import store_tables, store_weights
 from edgewise.errors import ContractError, ModelError
 
 # The integer kernels that ONNX Runtime's optimizer makes of the arithmetic nodes.
@@ -44,8 +43,10 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         model = dynamic(model)
     elif precision == "int8_weights":
         store_weights(model)
+    if precision in ("int8", "int8_dynamic", "int8_weights"):
+        store_tables(model)
     strip(model)  # the graph may come from another exporter, which notes file paths on each node
-    macs = layer_macs(model)
+    macs = layer_macs(model, source.length)
     if int8:
         pad_input_channels(model.graph)
     path = named(out, ".onnx")
@@ -100,8 +101,7 @@ def dynamic(model: ModelProto) -> ModelProto:
 
 
 def optimized_ops(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(op, its name and those of its outputs) of each node that ONNX Runtime really runs on this CPU, in order. The
-    batch is fixed, as where the file is measured: it then fuses MatMul and Add, which it doesn't do otherwise.
+    """(op, its name and those of its outputs) of each node that ONNX Runtime really runs on this CPU, in order.
 
     Raises:
         ModelError: ONNX Runtime refuses the graph.
@@ -114,7 +114,6 @@ def optimized_ops(path: Path) -> list[tuple[str, tuple[str, ...]]]:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3  # it warns that an optimized file is for this machine only: that is the point
         options.optimized_model_filepath = str(optimized)
-        options.add_free_dimension_override_by_name(BATCH, 1)
         try:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base of their own

@@ -20,8 +20,9 @@ from edgewise.deploy.onnx_graph import to_bytes
 from edgewise.deploy.rewrites import free_activations
 from edgewise.deploy.runtimes.base import reason
 from edgewise.deploy.runtimes.ov import load_openvino
-from edgewise.deploy.weight_only import store_weights
+from edgewise.deploy.weight_only import store_tables, store_weights
 from edgewise.errors import ContractError, ModelError
+from edgewise.models.inputs import Shape, drawn
 
 ARITHMETIC = frozenset(("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Deconvolution"))
 INTEGER = frozenset(("i8", "u8"))
@@ -55,6 +56,8 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         free_activations(given.graph)
     if precision in GROUPS:
         store_weights(given)
+    if int8 or precision in GROUPS:
+        store_tables(given)
     half = precision in ("float16", "bfloat16")
     try:
         model = _read(openvino, given)
@@ -68,7 +71,7 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
     # Weights alone in int8 are told as "i8", too, whatever is computed with them.
     whole = int8 or quantizes
     integer = integer_layers(given, ((names, whole and kind in INTEGER) for _, kind, names in layers))
-    macs = layer_macs(given)
+    macs = layer_macs(given, source.length)
     computed = arithmetic(macs, integer)
     if int8:
         check_plan(source.float_layers, {plain(name): name in integer for name in macs}, graph.name)
@@ -112,10 +115,10 @@ def _read(openvino: Any, graph: onnx.ModelProto) -> Any:
         return openvino.convert_model(path)
 
 
-def _quantizes_inputs(openvino: Any, xml: Path, input_shape: tuple[int, ...]) -> bool:
+def _quantizes_inputs(openvino: Any, xml: Path, input_shape: Shape) -> bool:
     """Whether the answer to one sample changes where the quantization of inputs is switched off: no property and no
     executed layer tells, and it depends on the number of rows."""
-    sample = np.random.default_rng(0).standard_normal((1, *input_shape), dtype=np.float32)
+    sample = drawn(input_shape, 1, seed=0)
     answers = []
     for group in ("0", GROUPS["int8_dynamic"]):
         settings = {**EXACT, "INFERENCE_PRECISION_HINT": openvino.Type.f32, GROUP: int(group)}

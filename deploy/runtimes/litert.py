@@ -4,6 +4,10 @@ Runs on the CPU with XNNPACK, whose float kernels are float32 unless the file it
 ``Options.precision`` "default" means float32 too. The interpreter has no getter for its threads, so ``settings``
 repeats what was asked and says so. ``run`` copies inputs in and outputs out, so arrays stay valid. A stream is another
 interpreter of the same file, with its own threads and its own packed weights.
+
+A file of a net that reads texts has one signature a length, ``length_32_padding_0``: LiteRT's shapes are fixed. Its
+input's length is open all the same: ``run`` takes the shortest signature that fits, fills up with the padding's id that
+the signatures' names tell, and cuts what it answers for each token back to the length that came.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import sys
 import tempfile
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -23,6 +28,7 @@ from edgewise.errors import MeasureError, RuntimeMissing
 NAME = "litert"
 SUFFIX = ".tflite"
 LIBRARIES = ("ai_edge_litert", "tflite_runtime")
+OF_LENGTH = re.compile(r"length_(\d+)_padding_(\d+)")
 
 
 def missing() -> Optional[str]:
@@ -39,7 +45,6 @@ class LitertSession:
 
     def __init__(self, interpreter: Any, options: Options, path: str, streams: Streams) -> None:
         """Note where the tensors lie."""
-        library, _, version = _library()
         self._interpreter = interpreter
         self._opened = (path, options, streams)
         names = _signature_names(interpreter)
@@ -48,21 +53,7 @@ class LitertSession:
         self.outputs = tuple(_spec(detail, names[1]) for detail in outputs)
         self._in = [(spec.name, detail["index"]) for spec, detail in zip(self.inputs, inputs)]
         self._out = [(spec.name, detail["index"]) for spec, detail in zip(self.outputs, outputs)]
-        self.settings: Dict[str, Any] = {
-            "runtime": NAME,
-            "library": library,
-            "version": version,
-            "threads": options.threads,
-            "threads_read_back": False,
-            "precision": "float32",
-            "batch": options.batch,
-            "streams": options.streams,
-            "streams_by": "an interpreter each",
-        }
-        # Which ops a delegate took over is known to a private method only; old versions lack it.
-        if hasattr(interpreter, "_get_ops_details"):
-            ops = [op["op_name"] for op in interpreter._get_ops_details()]
-            self.settings["delegate_partitions"] = ops.count("DELEGATE")
+        self.settings = _settings(interpreter, options)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """One inference."""
@@ -83,7 +74,73 @@ class LitertSession:
         self._interpreter = None
 
 
-def open(path: str, options: Options) -> LitertSession:
+class _Length(NamedTuple):
+    """One signature: the tokens it takes, the padding's id, and what runs it."""
+
+    length: int
+    padding: int
+    run: Any
+
+
+class LitertTexts:
+    """An interpreter of a file with a signature for each length."""
+
+    def __init__(self, interpreter: Any, options: Options, path: str, streams: Streams) -> None:
+        """Find the signatures, the shortest first, and give each its memory."""
+        self._interpreter = interpreter
+        self._opened = (path, options, streams)
+        self._lengths = _lengths(interpreter)
+        runner = self._lengths[-1].run
+        ((name, told),) = runner.get_input_details().items()
+        kind = np.dtype(told["dtype"])
+        self.inputs = (TensorSpec(name, (options.batch, None), str(kind)),)
+        found = runner.get_output_details()
+        self._tokens = [key for key, detail in found.items() if self._each_token(detail)]
+        self.outputs = tuple(self._output(key, detail) for key, detail in found.items())
+        for each in self._lengths:  # a batch that the file can't take is told now
+            each.run(**{name: np.full((options.batch, each.length), each.padding, kind)})
+        self.settings = dict(_settings(interpreter, options), lengths=[each.length for each in self._lengths])
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference."""
+        ((name, tokens),) = feeds.items()
+        count = tokens.shape[1]
+        fits = next((each for each in self._lengths if each.length >= count), None)
+        if fits is None:
+            raise MeasureError("expected at most %d tokens, got %d" % (self._lengths[-1].length, count), where=name)
+        if count < fits.length:
+            whole = np.full((len(tokens), fits.length), fits.padding, tokens.dtype)
+            whole[:, :count] = tokens
+            tokens = whole
+        answers: Dict[str, np.ndarray] = fits.run(**{name: tokens})
+        answers.update((key, answers[key][:, :count]) for key in self._tokens)
+        return answers
+
+    def stream(self) -> LitertTexts:
+        """One more interpreter of the same file."""
+        path, options, streams = self._opened
+        streams.take()
+        return LitertTexts(_interpreter(path, options), options, path, streams)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._lengths, self._interpreter = [], None
+
+    def _each_token(self, detail: Dict[str, Any]) -> bool:
+        """Whether an output of the longest signature answers for each token: (N, L, K)."""
+        return len(detail["shape"]) == 3 and int(detail["shape"][1]) == self._lengths[-1].length
+
+    def _output(self, key: str, detail: Dict[str, Any]) -> TensorSpec:
+        shape: List[Optional[int]] = [self.inputs[0].shape[0], *(int(size) for size in detail["shape"][1:])]
+        if key in self._tokens:
+            shape[1] = None
+        return TensorSpec(key, tuple(shape), str(np.dtype(detail["dtype"])))
+
+
+Opened = Union[LitertSession, LitertTexts]
+
+
+def open(path: str, options: Options) -> Opened:
     """Open a ``.tflite`` file for ``options.batch`` samples a run.
 
     Raises:
@@ -100,12 +157,14 @@ def open(path: str, options: Options) -> LitertSession:
     return _open(path, options, Streams(options.streams))
 
 
-def _open(path: str, options: Options, streams: Streams) -> LitertSession:
-    _, module, _ = _library()
+def _open(path: str, options: Options, streams: Streams) -> Opened:
     resized = False
     try:
         with _muted():
-            interpreter = module.Interpreter(model_path=path, num_threads=options.threads)
+            interpreter = _interpreter(path, options)
+            if _lengths(interpreter):
+                resized = options.batch > 1
+                return LitertTexts(interpreter, options, path, streams)
             for detail in interpreter.get_input_details():
                 resized = _resize(interpreter, detail, options.batch, path) or resized
             interpreter.allocate_tensors()
@@ -118,6 +177,46 @@ def _open(path: str, options: Options, streams: Streams) -> LitertSession:
             where=path,
             hint="its reshapes hold the batch it was converted with, as a transformer's do: measure it with that one",
         ) from error
+
+
+def _interpreter(path: str, options: Options) -> Any:
+    _, module, _ = _library()
+    return module.Interpreter(model_path=path, num_threads=options.threads)
+
+
+def _lengths(interpreter: Any) -> List[_Length]:
+    """The signatures that are one for each length, the shortest first; none where the file has others."""
+    found = [(OF_LENGTH.fullmatch(key), key) for key in interpreter.get_signature_list()]
+    if not all(told for told, _ in found):
+        return []
+    return sorted(
+        (
+            _Length(int(told.group(1)), int(told.group(2)), interpreter.get_signature_runner(key))
+            for told, key in found
+            if told
+        ),
+        key=lambda each: each.length,
+    )
+
+
+def _settings(interpreter: Any, options: Options) -> Dict[str, Any]:
+    library, _, version = _library()
+    settings: Dict[str, Any] = {
+        "runtime": NAME,
+        "library": library,
+        "version": version,
+        "threads": options.threads,
+        "threads_read_back": False,
+        "precision": "float32",
+        "batch": options.batch,
+        "streams": options.streams,
+        "streams_by": "an interpreter each",
+    }
+    # Which ops a delegate took over is known to a private method only; old versions lack it.
+    if hasattr(interpreter, "_get_ops_details"):
+        ops = [op["op_name"] for op in interpreter._get_ops_details()]
+        settings["delegate_partitions"] = ops.count("DELEGATE")
+    return settings
 
 
 def _library() -> Tuple[str, Any, str]:

@@ -86,7 +86,7 @@ def load_arrays(config: Arrays) -> Task:
     return Task(config.path.stem, classes, (channels, height, width), splits, config.augment, slices=kinds)
 
 
-def spread(targets: Int, count: int) -> Int:
+def spread(targets: NDArray[Any], count: int) -> Int:
     """``count`` fixed positions of ``targets`` (N,), evenly spaced when sorted by class: each class keeps its share.
 
     Positions evenly spaced in the file's own order would all be one class where labels repeat with the same period.
@@ -251,12 +251,17 @@ def _choose(config: Arrays, packed: dict[str, _Packed], where: str) -> dict[str,
         train = np.setdiff1d(train, held_out)
     elif "val" in packed:
         chosen["val"] = ("val", everything["val"])
-    train = _limit(train, targets, config.train_limit, "train_limit", where)
-    test = _limit(everything["test"], packed["test"].targets, config.test_limit, "test_limit", where)
+    train = limited(train, targets, config.train_limit, "train_limit", where)
+    test = limited(everything["test"], packed["test"].targets, config.test_limit, "test_limit", where)
     return {"train": ("train", train), **chosen, "test": ("test", test)}
 
 
-def _limit(places: Int, targets: Int, limit: int | None, name: str, where: str) -> Int:
+def limited(places: Int, targets: NDArray[Any], limit: int | None, name: str, where: str) -> Int:
+    """``limit`` of ``places``, each class by its share; all of them without a limit.
+
+    Raises:
+        DataError: there are fewer.
+    """
     if limit is None:
         return places
     if limit > len(places):

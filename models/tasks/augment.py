@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.models.tasks.arrays import Pixels
-from edgewise.models.tasks.base import Float, Int, Split
+from edgewise.models.tasks.base import DrawnSplit, Float, Int, Split
 from edgewise.models.tasks.config import Augment
 
 # Kinds of draws, so that no two share their numbers; 1 is the order in which training visits the samples.
@@ -36,11 +37,13 @@ PIECE = 32
 @dataclass(frozen=True)
 class View:
     """``inputs`` (N, C, H, W). Where samples are mixed, ``partners`` (N,) are the positions of the other samples in the
-    split (the sample itself where it stays whole) and ``share`` (N,) is the part of the sample's own label, 0..1."""
+    split (the sample itself where it stays whole) and ``share`` (N,) is the part of the sample's own label, 0..1.
+    Where the view decides what is asked, ``targets`` are its own."""
 
-    inputs: Float
+    inputs: NDArray[Any]
     partners: Int | None = None
     share: Float | None = None
+    targets: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ def view(split: Split, index: Int, config: Augment, seed: int, epoch: int) -> Vi
         DataError: RandAugment is asked for, but ``split`` does not say how its inputs become pixels.
     """
     number = view_number(config, epoch)
+    if isinstance(split, DrawnSplit):
+        inputs, targets = split.draw(index, seed, number)
+        return View(inputs, targets=targets)
     inputs = _single(split, index, config, seed, number)
     if not config.mixes:
         return View(inputs)

@@ -48,12 +48,30 @@ class TextSplit(Split, Protocol):
         """The id of the padding token."""
 
     @property
+    def vocabulary(self) -> int:
+        """How many different tokens there are: every id is below."""
+
+    @property
     def lengths(self) -> Int:
         """(N,) real tokens of each sample; what follows them is padding."""
 
     def encoded(self, tokenizer: Path) -> TextSplit:
         """The same samples in the same order, as another net's tokenizer (a folder or a ``tokenizer.json``) reads
         them."""
+
+
+@runtime_checkable
+class DrawnSplit(Split, Protocol):
+    """A split that draws what a view shows, inputs and targets: words to guess."""
+
+    def draw(self, index: Int, seed: int, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Inputs and targets of the samples at ``index`` as the view ``number`` of a run of ``seed`` shows them."""
+
+
+def shape_of(split: Split) -> Shape:
+    """(C, H, W) of a split's images, or (L, V) of its texts."""
+    sample: Shape = split.read(np.zeros(1, np.int64)).shape[1:]
+    return (*sample, split.vocabulary) if isinstance(split, TextSplit) else sample
 
 
 @runtime_checkable
@@ -87,6 +105,8 @@ class Task:
     ``input_shape``: (C, H, W), or (L, V) of texts, see :mod:`edgewise.models.inputs`. ``kind``: the nets answer with
     logits (N, K), with logits for each token (N, L, K), or with a number (N, 1), which has one name in ``classes``.
     ``others``: by name, metrics of a whole split that are no mean over samples (F1, correlations), told beside it.
+    ``notes``: what the user should know of the data, a line each. ``carried``: files that a device needs to prepare
+    inputs, by the name they get beside the samples.
     """
 
     name: str
@@ -99,3 +119,5 @@ class Task:
     slices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kind: Kind = "classify"
     others: Mapping[str, Callable[[Float, NDArray[Any]], float]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    carried: Mapping[str, Path] = field(default_factory=dict)

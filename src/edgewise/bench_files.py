@@ -27,6 +27,7 @@ from edgewise.progress import Tick, silent
 from edgewise.reported import write_about
 
 RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert", ".engine": "tensorrt"}
+INPUTS = "float32 (N, C, H, W) or int64 (N, L)"
 SAMPLES = 32  # random inputs: enough that caches don't learn them
 
 
@@ -36,8 +37,9 @@ def measure_files(
     """Measure files, each in the runtime of its suffix; what was measured stays in ``out``, if given.
 
     Args:
-        paths: ``.onnx``, ``.xml`` (its ``.bin`` beside it), ``.tflite`` or ``.engine``, each with one float32 input.
-        inputs: ``.npy`` float32 (N, C, H, W) for all files; random numbers by default.
+        paths: ``.onnx``, ``.xml`` (its ``.bin`` beside it), ``.tflite`` or ``.engine``, each with one input.
+        inputs: ``.npy`` float32 (N, C, H, W), or token ids int64 (N, L), for all files, each run at that length; random
+            numbers by default.
         config: how to measure, and on which device.
         out: a folder for the raw measurements; a temporary one by default.
         tick: told of the progress.
@@ -187,9 +189,15 @@ def _input_shape(file: FileUnderTest, device: Device) -> tuple[int, ...]:
         import_runtime(worker, file.runtime)
         asked = {"path": path, "threads": 1, "batch": 1, "precision": arithmetic(file)}
         specs = worker.ask("load", limit_s=LIMIT_S, **asked)["inputs"]
-    if len(specs) != 1 or specs[0][2] != "float32":
+    if len(specs) != 1 or specs[0][2] not in ("float32", "int64"):
         text = ", ".join(f"{name} {dtype} {tuple(shape)}" for name, shape, dtype in specs)
-        raise MeasureError(f"expected one float32 input, got {text}", where=file.path)
+        raise MeasureError(f"expected one input, float32 or int64, got {text}", where=file.path)
+    if specs[0][2] == "int64":
+        raise MeasureError(
+            "it takes token ids, and which there are isn't in the file",
+            where=file.path,
+            hint="give inputs, int64 (N, L), with --inputs X.npy",
+        )
     sizes = specs[0][1][1:]
     known = tuple(size for size in sizes if size is not None)
     if len(known) < len(sizes):
@@ -199,21 +207,22 @@ def _input_shape(file: FileUnderTest, device: Device) -> tuple[int, ...]:
     return known
 
 
-def read_inputs(path: Path) -> NDArray[np.float32]:
-    """The inputs (N, C, H, W) of an ``.npy`` file.
+def read_inputs(path: Path) -> NDArray[Any]:
+    """The inputs of an ``.npy`` file: float32 (N, C, H, W), or token ids int64 (N, L).
 
     Raises:
-        DataError: not there, not such a file, or not float32.
+        DataError: not there, not such a file, or of another type.
     """
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError("no such file", where=str(path)) from None
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"expected a .npy file of float32 (N, C, H, W): {error}", where=str(path)) from None
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim < 2 or not len(array):
+        raise DataError(f"expected a .npy file of {INPUTS}: {error}", where=str(path)) from None
+    plain = isinstance(array, np.ndarray) and array.ndim > 1 and len(array) > 0
+    if not plain or not (array.dtype == np.float32 or (array.dtype == np.int64 and array.ndim == 2)):
         kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an .npz"
-        raise DataError(f"expected float32 (N, C, H, W), got {kind}", where=str(path))
+        raise DataError(f"expected {INPUTS}, got {kind}", where=str(path))
     return array
 
 

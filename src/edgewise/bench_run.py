@@ -24,7 +24,7 @@ from edgewise.bench_files import measure_files, no_score, results_folder
 from edgewise.errors import DataError, MeasureError, RecipeError
 from edgewise.measured import Measured, check_there, open_measured
 from edgewise.progress import Tick, silent
-from edgewise.reported import bench_context, write_about
+from edgewise.reported import bench_context, bench_padding, write_about
 from edgewise.stages.ship import sliced
 
 Score = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
@@ -106,34 +106,39 @@ def measure_run(folder: Path, changes: Mapping[str, Any], out: Path | None, tick
             config,
             to,
             score=asked.score,
+            padding=asked.padding,
             tick=tick,
             device=device,
         )
         if measured.samples is not None:
             keep(results, sliced(measured.samples, np.load(to / "index.npy")))
-        write_about(to, metric=asked.metric)
+        write_about(to, metric=asked.metric, padding=asked.padding)
         return results
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the inputs are of: (N,) targets, N ids, how an answer is scored, and what that is called."""
+    """What the inputs are of: (N,) targets, N ids, how an answer is scored, and what that is called; of texts the id
+    that they are filled up with."""
 
     targets: NDArray[np.int64]
     ids: list[str]
     score: Score
     metric: str | None
+    padding: int | None
 
 
 def _asked(measured: Measured) -> _Asked:
     if measured.samples is None or measured.recipe is None:  # a folder of files: there is nothing to be right about
         count = len(np.load(measured.inputs, mmap_mode="r", allow_pickle=False))
-        return _Asked(np.zeros(count, np.int64), [str(place) for place in range(count)], no_score, None)
+        padding = bench_padding(measured.folder)
+        return _Asked(np.zeros(count, np.int64), [str(place) for place in range(count)], no_score, None, padding)
     from edgewise.models.tasks.load import load_task
 
     about = json.loads((measured.samples / "samples.json").read_text())
     targets = np.load(measured.samples / "targets.npy")
-    return _Asked(targets, about["ids"], load_task(measured.recipe.task).score, about["metric"])
+    score = load_task(measured.recipe.task).score
+    return _Asked(targets, about["ids"], score, about["metric"], about.get("padding"))
 
 
 def _config(measured: Measured) -> Bench:

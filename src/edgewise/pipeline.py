@@ -132,7 +132,10 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
     def task() -> Task:
         from edgewise.models.tasks.load import load_task
 
-        return load_task(recipe.task)
+        found = load_task(recipe.task)
+        for note in () if rank else found.notes:
+            console.line(f"data: {note}")
+        return found
 
     with ExitStack() as held:
         if rank == 0:

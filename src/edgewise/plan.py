@@ -26,6 +26,7 @@ from edgewise.compress.config import (
     Offline,
     Online,
     Prune,
+    PruneVocabulary,
     Quantize,
     SelfDistill,
     Train,
@@ -33,8 +34,9 @@ from edgewise.compress.config import (
 from edgewise.compress.losses import Custom
 from edgewise.config import Config, Precision, RuntimeName
 from edgewise.errors import RecipeError
-from edgewise.models.config import ModelFactory, OnnxFile
+from edgewise.models.config import HuggingFace, ModelFactory, OnnxFile
 from edgewise.recipe import Recipe
+from edgewise.recipe_file import TASK_FILES
 from edgewise.stages import layers, ship, shrink, teach
 from edgewise.stages.work import Stage
 
@@ -43,6 +45,7 @@ WORK: dict[type[Config], Stage] = {
     Inherit: teach.inherit,
     Prune: shrink.prune,
     DropBlocks: shrink.drop_blocks,
+    PruneVocabulary: shrink.prune_vocabulary,
     Distill: teach.distill,
     Assistant: teach.assistant,
     DataFree: teach.data_free,
@@ -128,7 +131,9 @@ def plan(recipe: Recipe) -> list[Step]:
     """
     from edgewise.models.tasks.load import fingerprint
 
-    data = {"task": artifact.sha256_json(recipe.task.model_dump(mode="json", exclude=NOT_IN_KEYS))}
+    # where files lie can't change a result; what is in them is the fingerprint's business
+    left = {**NOT_IN_KEYS, **dict.fromkeys(TASK_FILES.get(recipe.task.kind, ()), True)}
+    data = {"task": artifact.sha256_json(recipe.task.model_dump(mode="json", exclude=left))}
     data["data"] = fingerprint(recipe.task)
     steps: list[Step] = []
 
@@ -308,6 +313,10 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
     found = {"seed": str(recipe.seed), "threads": str(recipe.threads)}
     if getattr(config, "weights", None) is not None:
         found["weights"] = artifact.sha256_file(config.weights)
+    if getattr(config, "tokenizer", None) is not None:
+        from edgewise.models.tasks.text.tokenizer import file_of
+
+        found["tokenizer"] = artifact.sha256_file(file_of(config.tokenizer))
     from edgewise.models.factory import source_digest
 
     for place, model in enumerate((getattr(config, "model", None), *getattr(config, "peers", ()))):
@@ -317,6 +326,11 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
             from edgewise.models.onnx.read import parts
 
             found[f"onnx {place}"] = artifact.sha256_json([artifact.sha256_file(part) for part in parts(model.path)])
+        elif isinstance(model, HuggingFace):
+            from edgewise.models.text import folder
+
+            files = folder.parts(folder.located(model))
+            found[f"encoder {place}"] = artifact.sha256_json([artifact.sha256_file(part) for part in files])
     for loss in getattr(config, "losses", ()):
         if isinstance(loss, Custom):
             found[loss.loss] = source_digest(loss.loss)

@@ -98,7 +98,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _mixing(self) -> Recipe:
         augment = getattr(self.task, "augment", None)  # a factory's is known when its task is made
-        if augment is not None:
+        if isinstance(augment, Augment):
             check_mixing(self.stages, augment)
         return self
 

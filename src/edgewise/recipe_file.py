@@ -17,6 +17,16 @@ from edgewise.recipe_words import did_you_mean, mistakes, sentence
 from edgewise.recipe_yaml import Document, Place, read_document
 
 Model = TypeVar("Model", bound=BaseModel)
+_TEXTS = dict.fromkeys(("train", "test", "val", "transfer"), "a file") | {"tokenizer": "a folder or a file"}
+# What a task of each kind names, and what must be there.
+TASK_FILES = {
+    "npz": {"path": "a file"},
+    "image_folder": {"path": "a folder"},
+    "text": _TEXTS,
+    "tags": _TEXTS,
+    "masked_lm": _TEXTS,
+}
+_MODEL_PATHS = {"onnx": "a file", "huggingface": "a folder"}
 
 
 @dataclass(frozen=True)
@@ -93,47 +103,47 @@ def _validate(model: type[Model], document: Document, path: Path, found: list[tu
     return value
 
 
-def _files(data: dict[str, Any]) -> list[tuple[Place, str, bool]]:
-    """(place, path as written, whether it is a folder) of every file a recipe names, also in a recipe with mistakes."""
+def _files(data: dict[str, Any]) -> list[tuple[Place, str, str]]:
+    """(place, path as written, what it must be) of every file a recipe names, also in a recipe with mistakes."""
     task = data.get("task")
     kind = task.get("kind") if isinstance(task, dict) else None
-    places: list[tuple[Place, bool]] = []
-    if isinstance(kind, str) and kind in {"npz", "image_folder"}:
-        places.append((("task", "path"), kind == "image_folder"))
-    places += [(place, False) for place in _models(data, ())]
+    named = TASK_FILES.get(kind, {}) if isinstance(kind, str) else {}
+    places: list[tuple[Place, str]] = [(("task", key), wanted) for key, wanted in named.items()]
+    places += _models(data, ())
     found = []
-    for place, is_folder in places:
+    for place, wanted in places:
         written: Any = data
         for key in place:
             written = written.get(key) if isinstance(written, dict) else written[key]
         if isinstance(written, str):
-            found.append((place, written, is_folder))
+            found.append((place, written, wanted))
     return found
 
 
-def _models(value: Any, place: Place) -> list[Place]:
-    """Where weights and ONNX files are named: wherever a model is."""
+def _models(value: Any, place: Place) -> list[tuple[Place, str]]:
+    """Where weights, ONNX files and folders of encoders are named: wherever a model is; and what each must be."""
     if isinstance(value, list):
         return [found for number, item in enumerate(value) for found in _models(item, (*place, number))]
     if not isinstance(value, dict):
         return []
     found = [found for key, item in value.items() for found in _models(item, (*place, key))]
     if "model" in value and "weights" in value:
-        found.append((*place, "weights"))
-    if value.get("kind") == "onnx" and "path" in value:
-        found.append((*place, "path"))
+        found.append(((*place, "weights"), "a file"))
+    if "model" in value and "tokenizer" in value:
+        found.append(((*place, "tokenizer"), "a folder or a file"))
+    if value.get("kind") in _MODEL_PATHS and "path" in value:
+        found.append(((*place, "path"), _MODEL_PATHS[value["kind"]]))
     return found
 
 
 def _missing_files(document: Document, base: Path) -> list[tuple[int, str]]:
     found = []
-    for place, written, is_folder in _files(document.data):
+    for place, written, wanted in _files(document.data):
         path = _absolute(Path(written), base)
-        wanted = "a folder" if is_folder else "a file"
-        if path.is_dir() if is_folder else path.is_file():
+        if ("folder" in wanted and path.is_dir()) or ("file" in wanted and path.is_file()):
             continue
         if path.exists():
-            text = f"expected {wanted}, got {'a file' if is_folder else 'a folder'}: {path}"
+            text = f"expected {wanted}, got {'a folder' if path.is_dir() else 'a file'}: {path}"
         else:
             names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             text = f"expected {wanted}, got nothing at {path}{did_you_mean(path.name, names)}"

@@ -60,16 +60,8 @@ def bench_context(folder: Path) -> Context:
     """
     from edgewise.bench.record import MEASUREMENTS, Context
 
-    path = folder / ABOUT
     measured = datetime.fromtimestamp((folder / MEASUREMENTS).stat().st_mtime, timezone.utc)
-    about: Mapping[str, Any] = {}
-    if path.exists():
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(about, dict):
-                raise ValueError(f"expected an object, got {type(about).__name__}")
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"can't be read: {error}", where=str(path), hint="measure again") from error
+    about = _about(folder)
     metric = about.get("metric")
     return Context(
         name=folder.resolve().name,
@@ -79,10 +71,37 @@ def bench_context(folder: Path) -> Context:
     )
 
 
-def write_about(folder: Path, *, metric: str | None, commands: tuple[str, ...] = ()) -> None:
+def bench_padding(folder: Path) -> int | None:
+    """The id that the texts of a folder of ``edgewise bench`` are filled up with; None where they are none, or it isn't
+    known.
+
+    Raises:
+        ArtifactError: as ``bench_context``.
+    """
+    padding = _about(folder).get("padding")
+    return None if padding is None else int(padding)
+
+
+def _about(folder: Path) -> Mapping[str, Any]:
+    path = folder / ABOUT
+    if not path.exists():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError(f"expected an object, got {type(about).__name__}")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"can't be read: {error}", where=str(path), hint="measure again") from error
+    return about
+
+
+def write_about(
+    folder: Path, *, metric: str | None, commands: tuple[str, ...] = (), padding: int | None = None
+) -> None:
     """Keep beside measurements what they don't tell themselves; ``metric`` None: nobody scored the answers."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    (folder / ABOUT).write_text(json.dumps({"created": now, "metric": metric, "commands": list(commands)}, indent=1))
+    about = {"created": now, "metric": metric, "commands": list(commands), "padding": padding}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
 def _is_bench(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from edgewise.artifact import Artifact
 from edgewise.stages.layers import layer_rows
 
 if TYPE_CHECKING:
-    from edgewise.bench.record import GoalRow, PlanRow
+    from edgewise.bench.record import GoalRow, OthersRow, PlanRow
 
 SLACK = 1.1
 """A latency is reached when it lands within a tenth of what was asked for: so closely it can be measured again."""
@@ -37,7 +37,18 @@ def beside(done: Mapping[str, Artifact]) -> dict[str, Any]:
         "plan": plan,
         "plan_note": note,
         "goals": goal_rows(done),
+        "others": others_rows(done),
     }
+
+
+def others_rows(done: Mapping[str, Artifact]) -> tuple[OthersRow, ...]:
+    """Metrics that are no mean over samples: of each stage's model, then of each file."""
+    from edgewise.bench.record import OthersRow
+
+    found = {name: made.metrics["others"] for name, made in done.items() if made.metrics.get("others")}
+    if "others.json" in done["measure"].files:
+        found |= json.loads(done["measure"].file("others.json").read_text())
+    return tuple(OthersRow(name, metrics) for name, metrics in found.items())
 
 
 def plan_rows(done: Mapping[str, Artifact]) -> tuple[tuple[PlanRow, ...], str]:

@@ -29,6 +29,7 @@ from edgewise.bench.record import (
     LayerRow,
     LayersRow,
     Measurement,
+    OthersRow,
     ParityRow,
     Phase,
     PlanRow,
@@ -222,6 +223,12 @@ def _rich(folder: Path) -> tuple[Results, Any, Context]:
         ),
         plan_note="1 layer stays in float",
         goals=(GoalRow("1-prune", "0.5 of the p50", "0.62", False), GoalRow(evil, "half", "n/a", None)),
+        others=(
+            OthersRow("distill", {"f1": {"value": 0.912, "low": 0.9, "high": 0.923}}),
+            OthersRow(
+                evil, {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, evil: {"value": -1.0, "low": -1.0, "high": -1.0}}
+            ),
+        ),
     )
     return results, gate(budget, results, context.failed), context
 

@@ -25,6 +25,7 @@ from edgewise.bench.record import (
     JourneyRow,
     LayerRow,
     LayersRow,
+    OthersRow,
     ParityRow,
     PlanRow,
     Results,
@@ -438,6 +439,12 @@ def inspected(told: tuple[Results, Verdict, Context]) -> tuple[Results, Verdict,
         ),
         plan_note="1 layer stays in float",
         goals=(GoalRow("1-prune", "0.5 of the p50", "0.62", False), GoalRow(EVIL, "half", "n/a", None)),
+        others=(
+            OthersRow("distill", {"f1": {"value": 0.912, "low": 0.9, "high": 0.923}}),
+            OthersRow(
+                EVIL, {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, EVIL: {"value": -1.0, "low": -1.0, "high": -1.0}}
+            ),
+        ),
     )
     return results, verdict, context
 
@@ -461,6 +468,7 @@ def test_layers_agreement_plan_and_goals_are_in_every_form(
             *("93.75 %", "100.00 %", "conv9"),  # share of MACs
             *("123,456", "12.5 dB", "31.2 dB", "exact", "18.8 dB", "1 layer stays in float"),  # plan
             *("0.5 of the p50", "0.62", "NO", "the fastest", "SIGSEGV"),
+            *("Other metrics", "0.912", "0.923"),
         ):
             assert told in text, told
     assert "script" not in html.tags

@@ -29,7 +29,7 @@ FAMILIES = [
         (nn.Conv2d(8, 8, 3, groups=8, bias=False), (8, 6, 6), 8 * 4 * 4 * 9, 72),
         (nn.Conv2d(8, 4, (1, 3), groups=2), (8, 6, 6), 4 * 6 * 4 * 4 * 3, 4 * 4 * 3 + 4),
         (nn.ConvTranspose2d(4, 6, 2, stride=2), (4, 5, 5), 5 * 5 * 4 * 6 * 4, 4 * 6 * 4 + 6),
-        (nn.Linear(10, 5), (7, 10), 7 * 10 * 5, 55),
+        (nn.Linear(10, 5), (1, 7, 10), 7 * 10 * 5, 55),
         (nn.BatchNorm2d(4), (4, 8, 8), 0, 8),
     ],
 )
@@ -87,6 +87,7 @@ class _Attention(nn.Module):
         self.whole = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(0, 1)  # one row of tokens
         if self.way == "module":
             return self.whole(x, x, x)[0]
         query, key, value = (
@@ -99,10 +100,10 @@ class _Attention(nn.Module):
 
 def test_attention_by_hand() -> None:
     products = 2 * 5 * 5 * 8
-    assert count(_Attention("function"), (5, 8)).macs == products
-    assert count(_Attention("matmul"), (5, 8)).macs == products
-    assert count(_Attention("module"), (5, 8)).macs == products + 4 * 5 * 8 * 8
-    assert set(count(_Attention("matmul"), (5, 8)).layers) == {""}
+    assert count(_Attention("function"), (1, 5, 8)).macs == products
+    assert count(_Attention("matmul"), (1, 5, 8)).macs == products
+    assert count(_Attention("module"), (1, 5, 8)).macs == products + 4 * 5 * 8 * 8
+    assert set(count(_Attention("matmul"), (1, 5, 8)).layers) == {""}
 
 
 class _Twice(nn.Module):

@@ -206,16 +206,17 @@ def test_a_file_with_a_fixed_batch_takes_no_other(small_net: Any, tmp_path: Path
             runtimes.get(name).open(str(tmp_path / "two.onnx"), Options(batch=1))
 
 
-def test_a_batch_by_another_name_is_opened_once_and_said(
+def test_a_batch_is_open_or_fixed_as_the_file_has_it_and_said(
     small_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import onnx
     import onnxruntime
 
-    model = onnx.load(small_net.float_onnx)
-    for value in (model.graph.input[0], model.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_param = "N"
-    onnx.save(model, tmp_path / "n.onnx")
+    for name, size in (("n", {"dim_param": "N"}), ("four", {"dim_value": 4})):
+        model = onnx.load(small_net.float_onnx)
+        for value in (model.graph.input[0], model.graph.output[0]):
+            value.type.tensor_type.shape.dim[0].CopyFrom(onnx.TensorShapeProto.Dimension(**size))
+        onnx.save(model, tmp_path / f"{name}.onnx")
     opened: list[str] = []
     real = onnxruntime.InferenceSession
 
@@ -224,13 +225,15 @@ def test_a_batch_by_another_name_is_opened_once_and_said(
         return real(path, *others, **named)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
-    for path, static in ((small_net.float_onnx, True), (tmp_path / "n.onnx", False)):
+    files = {small_net.float_onnx: False, tmp_path / "n.onnx": False, tmp_path / "four.onnx": True}
+    for path, static in files.items():
         with closing(runtimes.get("onnxruntime").open(str(path), Options(batch=4))) as session:
             assert session.inputs[0].shape == (4, 3, 16, 16)
+            assert session.outputs[0].shape == (4, 5)
             assert session.settings["static_batch"] is static
             got = session.run({"input": small_net.images[:4]})["logits"]
         np.testing.assert_allclose(got, small_net.logits[:4], rtol=1e-4, atol=1e-5)
-    assert opened == [str(small_net.float_onnx), str(tmp_path / "n.onnx")]
+    assert opened == list(map(str, files))
 
 
 def test_tensorrt_says_what_is_missing_and_what_it_refuses(small_net: Any, tmp_path: Path) -> None:

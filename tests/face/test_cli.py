@@ -22,7 +22,7 @@ from edgewise.bench.gate import EXIT_CODES, Check, Verdict
 from edgewise.cli import app
 from edgewise.console import Lines
 from edgewise.deploy.runtimes import get
-from edgewise.errors import DataError, DeviceError
+from edgewise.errors import DataError, DeviceError, RecipeError
 from edgewise.init import FAMILIES
 from edgewise.pipeline import Ran, RunResult
 from edgewise.recipe_file import LoadedRecipe, load_recipe
@@ -318,6 +318,12 @@ def test_init_writes_a_recipe_that_is_valid(tmp_path: Path, family: str) -> None
     done = call("init", family, "--out", out)
     assert done.exit_code == 0
     assert done.stdout.strip() == str(out)
+    if family == "huggingface":  # there is no data that everybody has
+        with pytest.raises(RecipeError, match=r"task\.tokenizer .*expected a folder or a file, got nothing"):
+            load_recipe(out)
+        for name in ("train.tsv", "test.tsv"):
+            (tmp_path / name).touch()
+        (tmp_path / "encoder").mkdir()
     for profile in (None, "phone"):
         recipe = load_recipe(out, profile=profile).recipe
         assert recipe.teacher.model.kind == family

@@ -118,8 +118,8 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         (
             "kind: cifar_resnet",
             "kind: cifar-resnt",
-            "teacher.model.kind (line 7): expected one of cifar_resnet, factory, mobilenet_v2, onnx, vit, got 'cifar-resnt': "
-            "did you mean 'cifar_resnet'?",
+            "teacher.model.kind (line 7): expected one of bert, bilstm, cifar_resnet, factory, huggingface, mobilenet_v2, "
+            "onnx, vit, got 'cifar-resnt': did you mean 'cifar_resnet'?",
         ),
         (
             "kind: sgd",
@@ -130,8 +130,8 @@ def test_a_good_recipe_is_what_a_plain_yaml_reader_sees(load: Load) -> None:
         (
             "task:\n  kind: digits",
             "task: digits",
-            "task (line 3): expected a mapping with kind: digits, factory, image_folder, npz, got 'digits': "
-            "write {kind: digits}",
+            "task (line 3): expected a mapping with kind: digits, factory, image_folder, masked_lm, npz, tags, text, "
+            "got 'digits': write {kind: digits}",
         ),
         # enum values
         (

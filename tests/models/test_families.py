@@ -259,7 +259,8 @@ def test_no_activation_module_is_shared() -> None:
     [
         (CifarResNet(), CIFAR, 1, "at least 2 classes, got 1"),
         (CifarResNet(), (3, 2, 32), 10, "at least 4x4, got 2x32"),
-        (CifarResNet(), (32, 32), 10, r"must be \(C, H, W\)"),
+        (CifarResNet(), (32,), 10, r"must be \(C, H, W\)"),
+        (CifarResNet(), (32, 32), 10, "reads images, and the task gives texts of up to 32 tokens\n  next: .*bert"),
         (CifarResNet(), (0, 32, 32), 10, "all at least 1"),
         (MobileNetV2(), (3, 16, 16), 10, "at least 32x32, got 16x16\n  next: stem: cifar"),
         (MobileNetV2(stem="cifar"), (3, 4, 4), 10, "at least 8x8"),

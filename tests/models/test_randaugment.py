@@ -14,8 +14,9 @@ from edgewise.errors import DataError
 from edgewise.models.tasks.arrays import Pixels
 from edgewise.models.tasks.augment import view
 from edgewise.models.tasks.base import Float, Int, Task
+from edgewise.models.tasks.check import check_task
 from edgewise.models.tasks.config import Augment, Digits, RandAugment
-from edgewise.models.tasks.load import check_task, load_task
+from edgewise.models.tasks.load import load_task
 from edgewise.models.tasks.randaugment import BY_NAME, CHOICES, _draws, pixel_scale, randaugment
 
 TOTAL = 300

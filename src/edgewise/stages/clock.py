@@ -15,6 +15,7 @@ from edgewise.bench.config import Bench
 from edgewise.compress.config import Latency
 from edgewise.config import Precision
 from edgewise.errors import MeasureError
+from edgewise.stages.ship import padding
 from edgewise.stages.work import Work, edited, spread
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class _Stopwatch:
             config,
             self.folder / "measured",
             score=lambda outputs, targets: np.zeros(len(targets), np.float32),
+            padding=padding(self.work.task()),
         )
         return timed_from(results)
 
@@ -164,6 +166,7 @@ class _Stopwatch:
             model_folder=saved if saved.exists() else None,
             calibration=self.inputs,
             float_layers=floats,
+            padding=padding(task),
         )
         precision: Precision = "int8" if quantized else "float32"
         limit = self.work.recipe.deploy.timeout_s

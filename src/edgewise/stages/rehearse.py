@@ -6,30 +6,39 @@ from __future__ import annotations
 
 import copy
 from itertools import permutations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgewise.compress.config import (
     Assistant,
     BornAgain,
+    DataFree,
     DropBlocks,
     EmaTeacher,
     Inherit,
     Lessons,
     Mutual,
     Offline,
+    Online,
     Prune,
+    PruneVocabulary,
     Quantize,
     SelfDistill,
 )
 from edgewise.compress.losses import Custom
+from edgewise.compress.schedule import numbers
 from edgewise.errors import EdgewiseError, RecipeError
 from edgewise.models.config import ModelConfig
-from edgewise.models.tasks.base import Task
+from edgewise.models.inputs import drawn, is_text
+from edgewise.models.tasks.base import UNLABELLED, Task, TextSplit, shape_of
 from edgewise.models.tasks.config import TaskFactory
 from edgewise.profiles import DEFAULT_ROUND_TO
 from edgewise.recipe import Recipe, check_mixing
 from edgewise.recipe_yaml import dotted, named
 from edgewise.stages.mixed import FEWEST
+from edgewise.stages.words import check_reads, kept_anyway
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +76,9 @@ def _check_data(recipe: Recipe, task: Task) -> None:
                     where=f"stages[{place}].mixed",
                     hint="lower calibration_samples, or name float_layers by hand",
                 )
+        if isinstance(stage, Offline) and stage.split == "transfer":
+            _check_transfer(stage, task, f"stages[{place}]")
+    _check_tokenizers(recipe)
     for where, run in runs.items():
         if run is not None and run.early_stop is not None and "val" not in task.splits:
             own = isinstance(recipe.task, TaskFactory)
@@ -82,6 +94,49 @@ def _check_data(recipe: Recipe, task: Task) -> None:
         raise RecipeError(text, where=dotted(named(head))) from error
 
 
+def _check_transfer(stage: Offline, task: Task, where: str) -> None:
+    """Samples that a teacher answers must be there, and what reads a label must find one."""
+    split = task.splits.get("transfer")
+    if split is None:
+        raise RecipeError(
+            "the task has no transfer split",
+            where=f"{where}.split",
+            hint="give the task its transfer texts, or write split: train",
+        )
+    targets = np.asarray(split.targets)
+    if not (np.isnan(targets) if np.issubdtype(targets.dtype, np.floating) else targets == UNLABELLED).any():
+        return
+    reads = [loss.kind for loss in stage.losses if loss.needs_labels]
+    reads += ["cross_entropy"] if max(numbers(stage.cross_entropy)) > 0 or stage.label_only_epochs > 0 else []
+    reads += ["teacher_wrong"] if stage.teacher_wrong != "none" else []
+    if reads:
+        raise RecipeError(
+            f"{', '.join(reads)} would read labels, and there are samples without one in the transfer split",
+            where=where,
+            hint="set cross_entropy: 0, and learn from the teacher's answers alone",
+        )
+
+
+def _check_tokenizers(recipe: Recipe) -> None:
+    """A teacher that reads other tokens can be asked for answers alone; what is deployed reads the task's."""
+    if recipe.teacher.tokenizer is None:
+        return
+    if recipe.student is None:
+        raise RecipeError(
+            "without a student the teacher itself is compressed, and reads what the task's tokenizer gives",
+            where="teacher.tokenizer",
+            hint="set it at the task, or add a student",
+        )
+    for place, stage in enumerate(recipe.stages):
+        follows = isinstance(stage, Online | Inherit | DataFree) or (isinstance(stage, Prune) and stage.fit is not None)
+        if follows or (isinstance(stage, Quantize) and stage.teacher == "recipe"):
+            raise RecipeError(
+                f"{stage.kind} needs a teacher that reads the same tokens, and this one has its own tokenizer",
+                where=f"stages[{place}]",
+                hint="distil with kd or logit_mse, or take a teacher with the task's tokenizer",
+            )
+
+
 def _check_layers(recipe: Recipe, task: Task) -> None:
     """Walk through the stages as the plan does. Pruning changes no layer's name, so it is left out, but what is
     inherited hangs on sizes, and so do a goal and floors after another pruning; the layers of a quantized net are not
@@ -95,14 +150,21 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
     from edgewise.compress.signals import Signals
     from edgewise.compress.strategies.exits import exit_layers
     from edgewise.compress.strategies.inherit import inherit as take_over
+    from edgewise.compress.strategies.offline import check_answers_alone
+    from edgewise.compress.vocabulary import prune_vocabulary
     from edgewise.models import factory
     from edgewise.models.build import build
 
-    def built(config: ModelConfig) -> nn.Module:
-        return build(config, task.input_shape, len(task.classes))
+    def built(config: ModelConfig, own: Path | None = None) -> nn.Module:
+        split = task.splits["train"] if own is None else _texts(task).encoded(own)
+        net = build(config, task.input_shape if own is None else shape_of(split), len(task.classes))
+        if isinstance(split, TextSplit):
+            check_reads(config, net, split.padding, own or getattr(recipe.task, "tokenizer", None))
+        return net
 
     samples = len(task.splits["train"].ids)
-    teacher = built(recipe.teacher.model)
+    own = recipe.teacher.tokenizer
+    teacher = built(recipe.teacher.model, own)
     model = built((recipe.student or recipe.teacher).model)
     for place, stage in enumerate(recipe.stages):
         smaller = any(isinstance(before, Prune | DropBlocks) for before in recipe.stages[:place])
@@ -123,22 +185,30 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
                 pruned = any(isinstance(before, Prune) for before in recipe.stages[:place])
                 loser = model if stage.names else copy.deepcopy(model)
                 drop_blocks(loser, _known_goal(stage, pruned), task.input_shape, seed=0)
+            if isinstance(stage, PruneVocabulary):
+                special, unknown = kept_anyway(recipe.task, task, stage)
+                few = np.zeros(task.input_shape[1], np.int64)  # which words are used doesn't matter here
+                prune_vocabulary(model, few, at_least=1, special=special, unknown=unknown)
             if isinstance(stage, Quantize):
                 resolve_float_layers(model, stage.float_layers, task.input_shape)
             if isinstance(stage, SelfDistill):
                 exit_layers(model, stage.layers, task.input_shape)
             learns = built(stage.model) if isinstance(stage, Assistant) else model
-            own = isinstance(stage, Quantize) and stage.teacher == "self"
+            itself = isinstance(stage, Quantize) and stage.teacher == "self"
             # Its own teacher is a copy: features of one net can't be both sides of a loss.
             pairs = [(learns, copy.deepcopy(model) if isinstance(stage, BornAgain | EmaTeacher) else teacher)]
             if isinstance(stage, Mutual):
                 pairs = list(permutations([model, *map(built, stage.peers)], 2))
-            for ours, theirs in pairs if losses and not own else ():
+            for ours, theirs in pairs if losses and not itself else ():
                 for loss in losses if isinstance(stage, Offline) else ():
                     loss.edit(ours, theirs, task.input_shape)
+                if theirs is teacher and own is not None:
+                    check_answers_alone(losses)
+                    continue
                 signals = Signals(losses, ours, theirs, input_shape=task.input_shape, samples=samples)
                 _call_once(signals, ours, theirs, task, stage)
-            teacher = learns if isinstance(stage, Assistant) else teacher
+            if isinstance(stage, Assistant):
+                teacher, own = learns, None
         except EdgewiseError as error:
             where = f"stages[{place}] ({stage.kind})" + (f", {error.where}" if error.where else "")
             raise type(error)(error.message, where=where, hint=error.hint) from error
@@ -173,6 +243,13 @@ def _check_dynamic(recipe: Recipe, model: nn.Module, task: Task) -> None:
         )
 
 
+def _texts(task: Task) -> TextSplit:
+    split = task.splits["train"]
+    if not isinstance(split, TextSplit):
+        raise RecipeError("a tokenizer for a task that has no texts", where="teacher.tokenizer", hint="leave it out")
+    return split
+
+
 def _known_goal(stage: DropBlocks, pruned: bool) -> DropBlocks:
     """What needs no trained weights to be tried: which part of the MACs the blocks hold is another after pruning."""
     if stage.names is not None:
@@ -191,13 +268,16 @@ def _call_once(signals: Signals, student: nn.Module, teacher: nn.Module, task: T
     from edgewise.compress.taps import tapped
 
     index = torch.arange(min(stage.fit.batch_size, len(task.splits["train"].ids), 32))
-    inputs, targets = torch.randn(len(index), *task.input_shape), index % len(task.classes)
+    inputs = torch.from_numpy(drawn(task.input_shape, len(index), seed=0))
+    targets = index % len(task.classes) if task.kind != "regress" else torch.rand(len(index))
+    targets = targets[:, None].expand(inputs.shape).contiguous() if task.kind == "tag" else targets
+    mask = inputs != _texts(task).padding if is_text(task.input_shape) else None
     with tapped(student, signals.student_layers) as ours, tapped(teacher, signals.teacher_layers) as theirs:
         logits = student.eval()(inputs)
         with torch.no_grad():
             answers = teacher.eval()(inputs)
         check_classes(logits, answers)
-        batch = Batch(inputs, targets, index)
+        batch = Batch(inputs, targets, index, mask=mask)
         terms = signals((logits, ours), ([answers], theirs), batch, active=list(signals.losses))
     for name, term in terms.items():
         loss = signals.losses[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgewise.artifact import Artifact
-from edgewise.models.tasks.base import Float
-from edgewise.stages.work import Work, loaded, spread
+from edgewise.models.inputs import blank
+from edgewise.models.tasks.base import IGNORED, Float, Task, TextSplit
+from edgewise.stages.work import Work, loaded, others, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,24 +26,41 @@ if TYPE_CHECKING:
 
 
 def samples(work: Work) -> dict[str, Any]:
-    """What the device needs of the task: test inputs, targets, ids, and calibration inputs."""
+    """What the device needs of the task: test inputs, targets, ids, calibration inputs, and what inputs are prepared
+    with, such as a tokenizer."""
     task = work.task()
     test, train = task.splits["test"], task.splits["train"]
-    count = len(test.ids)
+    count, like = len(test.ids), blank(task.input_shape, 1)
+    kind = like.dtype.newbyteorder("<")
     with (work.payload / "inputs.npy").open("wb") as file:
         # Written, not mapped: on a full disk a write is an error that can be told, a page fault kills the process.
-        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *task.input_shape)}
+        header = {"descr": kind.str, "fortran_order": False, "shape": (count, *like.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, count, 500):
             index = np.arange(start, min(start + 500, count))
-            file.write(np.ascontiguousarray(test.read(index), "<f4").tobytes())
+            file.write(np.ascontiguousarray(test.read(index), kind).tobytes())
             work.tick(int(index[-1]) + 1, count, "test samples")
     np.save(work.payload / "targets.npy", test.targets)
     np.save(work.payload / "calibration.npy", train.read(spread(len(train.ids), work.config["calibration_samples"])))
     slices = {name: [str(word) for word in words] for name, words in task.slices.items()}
-    about = {"ids": list(test.ids), "classes": list(task.classes), "metric": task.metric, "slices": slices}
+    about = {
+        "ids": list(test.ids),
+        "classes": list(task.classes),
+        "metric": task.metric,
+        "slices": slices,
+        "kind": task.kind,
+        "padding": padding(task),
+    }
+    for name, path in task.carried.items():
+        shutil.copyfile(path, work.payload / name)
     (work.payload / "samples.json").write_text(json.dumps(about))
-    return {"test_samples": count}
+    return {"test_samples": count, "told": list(task.notes)}
+
+
+def padding(task: Task) -> int | None:
+    """The id that the task's texts are filled up with; None of images."""
+    test = task.splits["test"]
+    return int(test.padding) if isinstance(test, TextSplit) else None
 
 
 def export(work: Work) -> dict[str, Any]:
@@ -90,6 +109,7 @@ def _source(work: Work) -> Source:
         calibration=work.parents["samples"].file("calibration.npy"),
         input_shape=work.task().input_shape,
         classes=len(work.task().classes),
+        padding=padding(work.task()),
     )
 
 
@@ -187,6 +207,7 @@ def measure(work: Work) -> dict[str, Any]:
             config,
             there,
             score=work.task().score,
+            padding=about.get("padding"),
             tick=work.tick,
             device=device,
         )
@@ -195,14 +216,22 @@ def measure(work: Work) -> dict[str, Any]:
     results = replace(results, folder=work.payload)
     index = np.load(work.payload / "index.npy")
     keep(results, sliced(held.folder, index))
+    words = judged(work.task().kind, np.load(held.file("targets.npy"))[index])
     parity: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         torch_answers = np.load(work.parents[entry["against"]].file("answers.npy"))[index]
-        rows = [_parity(f"torch, {entry['against']}", torch_answers, results.outputs(entry["name"]))]
+        rows = [_parity(f"torch, {entry['against']}", torch_answers, results.outputs(entry["name"]), words)]
         if entry["precision"] != "float32" and entry["parent"] is not None:
-            rows.append(_parity(entry["parent"], results.outputs(entry["parent"]), results.outputs(entry["name"])))
+            parent = results.outputs(entry["parent"])
+            rows.append(_parity(entry["parent"], parent, results.outputs(entry["name"]), words))
         parity[entry["name"]] = rows
     (work.payload / "parity.json").write_text(json.dumps(parity, indent=1, sort_keys=True))
+    targets = np.load(held.file("targets.npy"))[index]
+    answered = {file.name: results.outputs(file.name) for file in files}
+    sound = {name: outputs for name, outputs in answered.items() if outputs is not None and np.isfinite(outputs).all()}
+    more = {name: others(work.task(), outputs, targets) for name, outputs in sound.items()}
+    if any(more.values()):
+        (work.payload / "others.json").write_text(json.dumps(more, indent=1))
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"files": len(files), "measured_at": now, "metric": about["metric"]}
 
@@ -213,17 +242,26 @@ def sliced(samples: Path, index: NDArray[np.int64]) -> dict[str, Labels]:
 
     about, targets = json.loads((samples / "samples.json").read_text()), np.load(samples / "targets.npy")
     kinds = {name: named([words[place] for place in index]) for name, words in about["slices"].items()}
+    if about.get("kind", "classify") != "classify":
+        return kinds  # a sentence of tags, or a number, is of no class
     return {"class": Labels(targets[index].astype(np.int64), tuple(about["classes"])), **kinds}
 
 
-def _parity(against: str, reference: Float | None, answers: Float | None) -> dict[str, Any]:
+def judged(kind: str, targets: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """(n, L): the tokens whose answers count, of a task that tags; None of others."""
+    return targets != IGNORED if kind == "tag" else None
+
+
+def _parity(
+    against: str, reference: Float | None, answers: Float | None, words: NDArray[np.bool_] | None
+) -> dict[str, Any]:
     """One row of parity; empty where a file did not answer, or not with finite numbers."""
     from edgewise.deploy.parity import compare
 
     pair = [array for array in (reference, answers) if array is not None and np.isfinite(array).all()]
     if len(pair) < 2:
         return {"against": against, "n": 0, "sqnr_db": None, "flips": None, "max_abs": None}
-    return {"against": against, **asdict(compare(*pair))}
+    return {"against": against, **asdict(compare(pair[0], pair[1], words))}
 
 
 def under_test(entries: list[dict[str, Any]], parents: Mapping[str, Artifact]) -> list[FileUnderTest]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgewise.errors import ModelError
 from edgewise.profiles import DEFAULT_ROUND_TO
 from edgewise.stages.work import Work, edited, loaded, running, save, seed_for, spread, write_history
@@ -131,6 +133,30 @@ def drop_blocks(work: Work) -> dict[str, Any]:
     told = [f"dropped {', '.join(gone.names)}: {gone.macs_after / gone.macs_before:.1%} of the MACs are left"]
     told += [f"not to be dropped: {name}: {reason}" for name, reason in gone.skipped.items()]
     return save(work, model, edited(description, BlocksDropped(names=gone.names)), told=told)
+
+
+def prune_vocabulary(work: Work) -> dict[str, Any]:
+    """Take out of the table of words what the task's texts don't use."""
+    from edgewise.compress.vocabulary import VocabularyPruned, uses
+    from edgewise.compress.vocabulary import prune_vocabulary as take_out
+    from edgewise.stages.words import kept_anyway
+
+    task, config = work.task(), work.config
+    model, description = loaded(work)
+    special, unknown = kept_anyway(work.recipe.task, task, config)
+    size = task.input_shape[1]
+    counts = np.zeros(size, np.int64)
+    for name in config.splits:
+        counts += uses(task.splits[name], size) if name in task.splits else 0
+    gone = take_out(model, counts, at_least=config.at_least, special=special, unknown=unknown)
+    (work.payload / "vocabulary.json").write_text(json.dumps({"before": gone.before, "kept": gone.kept}))
+    seen = uses(task.splits["test"], size)
+    seen[list(special)] = 0
+    lost = 1 - seen[list(gone.kept)].sum() / max(1, seen.sum())
+    told = [
+        f"{len(gone.kept)} of {gone.before} words are left; of the test texts' tokens {lost:.2%} are now unknown ones"
+    ]
+    return save(work, model, edited(description, VocabularyPruned(rows=len(gone.kept))), told=told)
 
 
 def quantize(work: Work) -> dict[str, Any]:

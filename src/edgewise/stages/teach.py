@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgewise.compress.saved import Description
     from edgewise.compress.train import Running
     from edgewise.models.config import ModelConfig
+    from edgewise.models.tasks.base import Split, TextSplit
 
 
 def _learn_labels(work: Work, model: nn.Module, config: Fit, seed: int) -> None:
@@ -50,6 +51,7 @@ def _built(work: Work, config: ModelConfig, weights: Path | None, seed: int) -> 
 def source(work: Work) -> dict[str, Any]:
     """The teacher, or the student before any lesson: built, its weights loaded, trained where the recipe says so."""
     config = work.config
+    work = _as_read(work, getattr(config, "tokenizer", None))
     # Several teachers of one architecture must not be one net.
     seed = work.recipe.seed if work.name in ("teacher", "student") else seed_for(work.recipe.seed, work.name)
     model, description = _built(work, config.model, config.weights, seed)
@@ -57,6 +59,23 @@ def source(work: Work) -> dict[str, Any]:
     if lessons is not None:
         _learn_labels(work, model, lessons, seed)
     return save(work, model, description)
+
+
+def _as_read(work: Work, tokenizer: Path | None) -> Work:
+    """``work`` on the task's texts as another tokenizer reads them, where there is one."""
+    from edgewise.models.tasks.base import TextSplit, shape_of
+
+    if tokenizer is None:
+        return work
+    splits = {
+        name: split.encoded(tokenizer) for name, split in work.task().splits.items() if isinstance(split, TextSplit)
+    }
+    if len(splits) < len(work.task().splits):
+        raise ModelError(
+            "a tokenizer for a task that has no texts", where=f"{work.name}.tokenizer", hint="leave it out"
+        )
+    seen = replace(work.task(), splits=splits, input_shape=shape_of(splits["train"]))
+    return replace(work, task=lambda: seen)
 
 
 def train(work: Work) -> dict[str, Any]:
@@ -88,12 +107,15 @@ def _taught(work: Work, model: nn.Module, description: Description) -> dict[str,
     teachers = [loaded(work, role)[0] for role in work.parents if role.startswith("teacher")]
     torch.manual_seed(work.recipe.seed)  # a projector starts at random
     changes = [loss.edit(model, teachers[0], task.input_shape) for loss in config.losses]
-    split = task.splits["train"]
+    split = task.splits[config.split]
+    reads = _own_tokens(work, split, len(teachers))
     names = [parent.key for role, parent in work.parents.items() if role.startswith("teacher")]
     told: list[str] = []
     about: dict[str, Any] = {"names": names, "seed": work.recipe.seed, "augment": task.augment, "tell": told.append}
-    with caches(work.cache, teachers, split, config, classes=len(task.classes), **about) as open_cache:
-        history = distil_into(model, teachers, split, config, open_cache=open_cache, tell=told.append, **running(work))
+    row = (task.input_shape[0], len(task.classes)) if task.kind == "tag" else len(task.classes)
+    with caches(work.cache, teachers, split, config, classes=row, reads=reads, **about) as open_cache:
+        here: dict[str, Any] = {"open_cache": open_cache, "tell": told.append, "reads": reads, **running(work)}
+        history = distil_into(model, teachers, split, config, **here)
     write_history(work, history)
     if config.fit.early_stop is not None:
         best = max(history, key=lambda epoch: epoch.validation or 0.0)
@@ -101,6 +123,22 @@ def _taught(work: Work, model: nn.Module, description: Description) -> dict[str,
     for line in told:
         work.note(f"{work.name}: {line}")
     return save(work, model, edited(description, *(edit for edit in changes if edit is not None)), told=told)
+
+
+def _own_tokens(work: Work, split: Split, teachers: int) -> list[TextSplit | None]:
+    """For each teacher, ``split`` as its own tokenizer reads it, None where it reads what the task's does. A teacher
+    that an earlier stage trained here (an assistant) reads the task's."""
+    from edgewise.models.tasks.base import TextSplit
+
+    own = [None if work.parents["teacher"].name != "teacher" else work.recipe.teacher.tokenizer]
+    ensemble = getattr(work.config, "ensemble", None)
+    own += [source.tokenizer for source in ensemble.teachers] if ensemble else []
+    found: list[TextSplit | None] = []
+    for tokenizer in own[:teachers]:
+        if tokenizer is not None and not isinstance(split, TextSplit):
+            raise ModelError("a tokenizer for a task that has no texts", where="teacher.tokenizer", hint="leave it out")
+        found.append(split.encoded(tokenizer) if tokenizer is not None and isinstance(split, TextSplit) else None)
+    return found
 
 
 def online(work: Work) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +94,28 @@ def _accuracy(task: Task, answers: Float) -> dict[str, Any]:
             hint="return one number a sample, 1 for a perfect answer",
         )
     interval = wilson(float(scores.sum()), len(scores)) if is_binary(scores) else mean_interval(scores)
-    return {
+    told = {
         "accuracy": float(scores.mean()),
         "accuracy_low": float(interval.low),
         "accuracy_high": float(interval.high),
         "samples": len(scores),
     }
+    more = others(task, answers, task.splits["test"].targets)
+    return {**told, "others": more} if more else told
+
+
+def others(task: Task, answers: Float, targets: NDArray[Any]) -> dict[str, dict[str, float]]:
+    """The task's other metrics of these answers, by name, each a value and both ends of its 95 % interval."""
+    from edgewise.bench.stats import bootstrap_metric
+
+    def of(metric: Callable[[Float, NDArray[Any]], float], index: NDArray[np.int64]) -> float:
+        return metric(answers[index], targets[index])
+
+    found = {}
+    for name, metric in task.others.items():
+        interval = bootstrap_metric(partial(of, metric), len(targets))
+        found[name] = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return found
 
 
 def edited(description: Description, *edits: Edit) -> Description:

@@ -167,3 +167,12 @@ def test_rate_counts_completed_over_wall_time() -> None:
     found = stats.bootstrap_rate([[10, 30], [20, 20]], [[1.0, 1.0], [1.0, 1.0]])
     assert found.value == 20
     assert found.low < 20 < found.high
+
+
+def test_a_metric_of_a_whole_set_has_the_interval_of_its_resamples() -> None:
+    random = np.random.default_rng(3)
+    values = random.normal(5, 2, 400)
+    found = stats.bootstrap_metric(lambda index: float(values[index].mean()), 400, resamples=2000)
+    half = 1.96 * values.std() / 20  # of a mean the normal curve tells it too
+    assert found.value == values.mean()
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)

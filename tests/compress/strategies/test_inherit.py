@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from edgewise.compress.config import Inherit
 from edgewise.compress.strategies.inherit import inherit
 from edgewise.errors import ModelError
 from edgewise.models.build import build
-from edgewise.models.config import CifarResNet, MobileNetV2, ModelConfig, ViT
+from edgewise.models.config import Bert, CifarResNet, MobileNetV2, ModelConfig, ViT
 
 IMAGE = (3, 16, 16)
 
@@ -144,3 +147,29 @@ def test_another_family_is_refused() -> None:
     untouched(
         net(CifarResNet(depth=8), 0), net(ViT(dim=16, depth=1, heads=2), 1), told({}), "has its name in the teacher"
     )
+
+
+def test_bert_takes_every_other_block() -> None:
+    """DistilBERT's student: of six blocks the second, fourth and sixth, the table, the places and the types."""
+    torch.manual_seed(0)
+    teacher = build(Bert(layers=6, width=16, heads=4, separator=3), (12, 50), 3)
+    student = build(Bert(layers=3, width=16, heads=4, pooler="none", pooling="mean"), (12, 50), 3)
+    assert set(inherit(student, teacher, told({}))) == set(student.state_dict())
+    assert all(same(student, f"blocks.{place}", teacher, f"blocks.{2 * place + 1}") for place in range(3))
+    assert same(student, "embeddings", teacher, "embeddings")
+
+
+def test_a_factorised_table_takes_the_nearest_of_its_rank() -> None:
+    """Against NumPy's singular values."""
+    torch.manual_seed(0)
+    shape = (12, 50)
+    teacher: Any = build(Bert(layers=2, width=16, heads=4), shape, 3)
+    student: Any = build(Bert(layers=1, width=16, heads=4, embedding=5), shape, 3)
+    names = inherit(student, teacher, told({}))
+    assert {"embeddings.words.weight", "embeddings.project.weight", "embeddings.project.bias"} <= set(names)
+    table = teacher.embeddings.words.weight.detach().numpy()
+    left, values, right = np.linalg.svd(table, full_matrices=False)
+    expected = (left[:, :5] * values[:5]) @ right[:5]
+    with torch.no_grad():
+        got = student.embeddings.project(student.embeddings.words.weight)
+    torch.testing.assert_close(got, torch.from_numpy(expected), rtol=1e-4, atol=1e-5)

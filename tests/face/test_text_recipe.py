@@ -1,0 +1,132 @@
+"""A recipe over texts: its files are looked up and named, and where they lie is no part of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from edgewise.errors import RecipeError
+from edgewise.models.tasks.config import TextFiles
+from edgewise.models.tasks.load import load_task
+from edgewise.plan import plan
+from edgewise.recipe_file import load_recipe
+from edgewise.stages.ship import samples
+from edgewise.stages.work import Work, others
+
+RECIPE = """\
+name: words
+task:
+  kind: text
+  train: data/train.tsv
+  test: data/test.tsv
+  tokenizer: words
+  max_length: 8
+  {more}
+teacher: {{model: {{kind: bilstm, embedding: 4, hidden: 4}}, train: {{epochs: 1}}}}
+deploy: {{targets: [{{runtime: onnxruntime, precisions: [float32]}}]}}
+"""
+ROWS = "sentence\tlabel\ngood film\t1\nbad film\t0\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, word_pieces: Callable[..., Path]) -> Path:
+    word_pieces("good bad film").rename(tmp_path / "words")
+    (tmp_path / "data").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "data" / f"{name}.tsv").write_text(ROWS)
+    (tmp_path / "r.yaml").write_text(RECIPE.format(more="val_size: 0"))
+    return tmp_path / "r.yaml"
+
+
+def keys(path: Path, data: Path | None = None) -> dict[str, str]:
+    made: dict[str, str] = {}
+    for step in plan(load_recipe(path, data=data).recipe):
+        made[step.name] = step.key(made)
+    return made
+
+
+def test_paths_are_beside_the_recipe(recipe: Path) -> None:
+    task = load_recipe(recipe).recipe.task
+    assert isinstance(task, TextFiles)
+    assert task.train == recipe.parent / "data" / "train.tsv"
+    assert load_task(task).classes == ("0", "1")
+
+
+def test_every_missing_file_is_named(recipe: Path) -> None:
+    (recipe.parent / "data" / "train.tsv").rename(recipe.parent / "data" / "trian.tsv")
+    (recipe.parent / "words" / "tokenizer.json").unlink()
+    (recipe.parent / "words").rmdir()
+    recipe.write_text(RECIPE.format(more="transfer: data"))
+    with pytest.raises(RecipeError) as told:
+        load_recipe(recipe)
+    text = str(told.value)
+    assert "task.train (line 4): expected a file, got nothing" in text
+    assert "did you mean 'trian.tsv'?" in text
+    assert "task.tokenizer (line 6): expected a folder or a file, got nothing" in text
+    assert "task.transfer (line 8): expected a file, got a folder" in text
+
+
+def test_a_run_depends_on_what_is_in_the_files_alone(recipe: Path, tmp_path: Path) -> None:
+    before = keys(recipe)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("data", "words"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert keys(recipe, tmp_path / "elsewhere") == before
+    tokenizer = tmp_path / "elsewhere" / "words" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    after = keys(recipe, tmp_path / "elsewhere")
+    assert all(after[name] != before[name] for name in ("samples", "teacher"))
+
+
+def test_other_metrics_have_an_interval(recipe: Path) -> None:
+    loaded = load_task(load_recipe(recipe).recipe.task)
+    random = np.random.default_rng(0)
+    targets = random.integers(2, size=300)
+    answers = np.eye(2, dtype=np.float32)[np.where(random.random(300) < 0.8, targets, 1 - targets)]
+    found = others(loaded, answers, targets)
+    assert set(found) == {"f1", "matthews"}
+    assert found["f1"]["value"] == f1_score(targets, answers.argmax(axis=1))
+    assert found["f1"]["low"] < found["f1"]["value"] < found["f1"]["high"]
+    assert 0.04 < found["f1"]["high"] - found["f1"]["low"] < 0.15
+
+
+def test_the_tokenizer_and_what_is_known_of_the_data_travel(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "test.tsv").write_text(ROWS + "good " * 20 + "\t1\n")
+    loaded = load_recipe(recipe).recipe
+    task = load_task(loaded.task)
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    config = {"calibration_samples": 2}
+    metrics = samples(
+        Work(
+            name="samples",
+            recipe=loaded,
+            config=config,
+            task=lambda: task,
+            parents={},
+            payload=payload,
+            scratch=tmp_path,
+            cache=tmp_path,
+            tick=lambda done, total, note: None,
+            note=lambda line: None,
+        )
+    )
+    assert (payload / "tokenizer.json").read_bytes() == (tmp_path / "words" / "tokenizer.json").read_bytes()
+    assert metrics["told"] == list(task.notes)
+    assert "lose their end" in metrics["told"][0]
+
+    # what a device makes of a text with that file alone is what it is tested with
+    from tokenizers import Tokenizer
+
+    own = Tokenizer.from_file(str(payload / "tokenizer.json"))
+    own.no_padding()
+    own.enable_truncation(8)
+    tested = np.load(payload / "inputs.npy")
+    assert tested.dtype == np.int64
+    for row, text in zip(tested, ("good film", "bad film", "good " * 20), strict=True):
+        ids = own.encode(text).ids
+        assert row.tolist() == ids + [0] * (8 - len(ids))
