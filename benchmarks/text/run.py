@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -51,6 +51,21 @@ def run(name: str, recipe: Recipe, out: Path) -> int:
     return code
 
 
+def share(seed: int, folder: Path, out: Path) -> None:
+    """Give a run what other arms of its seed made of the teacher: finished stages are found by their content."""
+    for pattern in ("samples-*", "teacher-*", "export-teacher-*", "*-float32-teacher-*"):
+        for stage in out.glob(f"*.{seed}/stages/{pattern}"):
+            there = folder / "stages" / stage.name
+            if stage.suffix != ".partial" and not there.exists():
+                shutil.copytree(stage, there, copy_function=os.link)
+
+
+def arm_run(arm: str, seed: int, data: Path, weights: Path, out: Path) -> int:
+    """One arm with one seed."""
+    share(seed, out / f"{arm}.{seed}", out)
+    return run(f"{arm}.{seed}", recipe_of(arm, seed, data, weights), out)
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -67,19 +82,17 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/sst2"))
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="none: the teacher alone")
+    parser.add_argument("--teacher", type=Path, help="tensors of a teacher that was fine-tuned before")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
-    if run(TEACHER, teacher_recipe(given.data), given.out):
+    if given.teacher is None and run(TEACHER, teacher_recipe(given.data), given.out):
         return 1
-    weights = weights_of_teacher(given.out)
+    weights = given.teacher.resolve() if given.teacher else weights_of_teacher(given.out)
     # A whole seed after the other, so that work that is stopped early leaves complete pairs.
     todo = [(arm, seed) for seed in given.seeds for arm in given.arms]
     with ThreadPoolExecutor(given.processes) as pool:
-        jobs = [
-            pool.submit(partial(run, f"{arm}.{seed}", recipe_of(arm, seed, given.data, weights), given.out))
-            for arm, seed in todo
-        ]
+        jobs = [pool.submit(arm_run, arm, seed, given.data, weights, given.out) for arm, seed in todo]
     return 1 if any(job.result() for job in jobs) else 0
 
 

@@ -124,6 +124,16 @@ def chosen(config: Words, targets: dict[str, NDArray[Any]], where: dict[str, str
     for name, limit in (("train", config.train_limit), ("test", config.test_limit)):
         rows = limited(parts[name][1], targets[name], limit, f"{name}_limit", where[name])
         parts[name] = (name, rows)
+    limit = getattr(config, "transfer_limit", None)
+    if limit is not None:
+        rows = parts["transfer"][1] if "transfer" in parts else everything["train"][:0]
+        if limit > len(rows):
+            raise DataError(
+                f"transfer_limit is {limit}, but there are {len(rows)} transfer texts",
+                where="task.transfer_limit",
+                hint="leave it out",
+            )
+        parts["transfer"] = ("transfer", rows[np.arange(limit) * len(rows) // limit])
     return parts
 
 
