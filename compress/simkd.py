@@ -18,6 +18,7 @@ from edgewise.compress.macs import evaluating, placement
 from edgewise.compress.taps import INPUT, near, tapped
 from edgewise.config import Config
 from edgewise.errors import ModelError
+from edgewise.models.inputs import is_text
 
 
 class ReusedClassifier(Config):
@@ -123,6 +124,11 @@ class _Ending:
 
 
 def _ending(model: nn.Module, input_shape: tuple[int, ...], pool: str, classifier: str | None, who: str) -> _Ending:
+    if is_text(input_shape):
+        raise ModelError(
+            "simkd puts a convolution before the pool of a map, and the task gives texts",
+            hint="use hidden_states or hidden_cosine",
+        )
     _named(model, pool, who)
     name = classifier or trace(model, input_shape).classifier
     if name is None:

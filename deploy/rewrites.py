@@ -230,8 +230,9 @@ def _alike(graph: GraphProto, pairs: Sequence[NodeProto]) -> bool:
 
 
 def own_zero_points(graph: GraphProto) -> None:
-    """Give the stored weights of Gemm and MatMul zero-points that no Conv reads, too: OpenVINO would reshape them for
-    the Conv, could then fold neither, and would run both layers in float."""
+    """Give the stored weights of Gemm and MatMul zero-points that no weight of another layout reads, too, a Conv's or
+    one whose channels are the other axis: OpenVINO would reshape them for that one, could then fold neither, and would
+    run both layers in float."""
     made, readers = producers(graph), consumers(graph)
     for node in [n for n in graph.node if n.op_type in ("Gemm", "MatMul")]:
         stored = made.get(node.input[1])
@@ -239,10 +240,17 @@ def own_zero_points(graph: GraphProto) -> None:
             continue
         name = stored.input[2] if len(stored.input) > 2 else ""
         zero = value(graph, name) if name else None
-        beside = [reader for other in readers.get(name, []) for reader in readers.get(other.output[0], [])]
-        if zero is not None and zero.ndim and any(reader.op_type in ("Conv", "ConvTranspose") for reader in beside):
+        layouts = {_layout(graph, other) for other in readers.get(name, [])}
+        if zero is not None and zero.ndim and len(layouts) > 1:
             own = f"{node.name}.zero_point"
             stored.input[2] = own if value(graph, own) is not None else add_constant(graph, own, zero)
+
+
+def _layout(graph: GraphProto, stored: NodeProto) -> tuple[int, int]:
+    """How many axes a stored weight has, and which of them its scales run along."""
+    array = value(graph, stored.input[0])
+    ndim = 0 if array is None else array.ndim
+    return ndim, attribute(stored, "axis", 1) % max(1, ndim)
 
 
 def requantize_moved(graph: GraphProto) -> None:

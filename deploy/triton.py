@@ -19,8 +19,10 @@ import onnx
 from edgewise.config import RuntimeName
 from edgewise.deploy.config import Triton
 from edgewise.errors import ModelError
+from edgewise.models.inputs import Shape, dtype_of, is_text
 
 LABELS = "labels.txt"
+TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 BACKENDS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml", "tensorrt": "model.plan"}
 
@@ -43,8 +45,9 @@ def write_repository(
     config: Triton,
     out: Path,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     classes: Sequence[str],
+    tags: bool = False,
 ) -> list[str]:
     """Write ``<out>/<name>/config.pbtxt`` and ``<out>/<name>/1/…`` for each model.
 
@@ -52,8 +55,9 @@ def write_repository(
         served: at least one.
         config: batching and instances, the same for all.
         out: the repository, an existing folder.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), or (L, V) of token ids: Triton then takes texts of any length, all of a batch alike.
         classes: the labels, in order; Triton gives them out with a classification.
+        tags: each token is answered, not each text.
 
     Returns:
         Lines on what the user still has to do.
@@ -81,7 +85,8 @@ def write_repository(
         batches = _takes_batches(model)
         if not batches:
             told.append(f"{model.name}: its graph takes one batch size only, so requests are not batched")
-        about = model_config(model.name, model.runtime, config, input_shape, len(classes), batches=batches)
+        ends = ([-1] if is_text(input_shape) else list(input_shape)), [*([-1] if tags else []), len(classes)]
+        about = model_config(model.name, model.runtime, config, *ends, dtype_of(input_shape), batches=batches)
         check(about)
         (folder / "config.pbtxt").write_text(to_text(about), encoding="utf-8")
         (folder / LABELS).write_text("".join(f"{_one_line(label)}\n" for label in classes), encoding="utf-8")
@@ -89,18 +94,27 @@ def write_repository(
 
 
 def model_config(
-    name: str, runtime: RuntimeName, config: Triton, input_shape: tuple[int, ...], classes: int, *, batches: bool
+    name: str,
+    runtime: RuntimeName,
+    config: Triton,
+    given: Sequence[int],
+    answered: Sequence[int],
+    dtype: str,
+    *,
+    batches: bool,
 ) -> dict[str, Any]:
-    """The fields of ``ModelConfig``. With ``batches`` the first dimension is Triton's and isn't named in ``dims``."""
+    """The fields of ``ModelConfig``. ``given`` and ``answered`` are the sizes of one sample's input, of type ``dtype``,
+    and of its answer, -1 for an open one. With ``batches`` the first dimension is Triton's and isn't named in
+    ``dims``."""
     one = [] if batches else [1]
     about: dict[str, Any] = {
         "name": name,
         "backend": BACKENDS[runtime],
         "default_model_filename": FILES[runtime],
         "max_batch_size": config.max_batch if batches else 0,
-        "input": [{"name": "input", "data_type": Word("TYPE_FP32"), "dims": [*one, *input_shape]}],
+        "input": [{"name": "input", "data_type": Word(TYPES[dtype]), "dims": [*one, *given]}],
         "output": [
-            {"name": "logits", "data_type": Word("TYPE_FP32"), "dims": [*one, classes], "label_filename": LABELS}
+            {"name": "logits", "data_type": Word("TYPE_FP32"), "dims": [*one, *answered], "label_filename": LABELS}
         ],
         # The files are made for CPUs but for TensorRT's, which runs on nothing but a GPU.
         "instance_group": [
@@ -206,7 +220,7 @@ def _manifest(model: Served) -> dict[str, Any]:
     return manifest
 
 
-def _write_engine(model: Served, config: Triton, folder: Path, input_shape: tuple[int, ...]) -> list[str]:
+def _write_engine(model: Served, config: Triton, folder: Path, input_shape: Shape) -> list[str]:
     """TensorRT: the graph and a script that builds the engine for all batch sizes up to the largest, on the server. An
     engine that was built beside the bundle takes one batch size only, so it doesn't serve."""
     build = folder / "build"  # Triton passes over folders whose names are no numbers
@@ -214,7 +228,9 @@ def _write_engine(model: Served, config: Triton, folder: Path, input_shape: tupl
     shutil.copyfile(model.file.parent / str(_manifest(model)["main"]), build / "model.onnx")
     script = build / "build.sh"
     best = max(config.preferred) if config.preferred else config.max_batch
-    words = {"MAX": config.max_batch, "BEST": best, "SHAPE": "x".join(map(str, input_shape))}
+    shape = str(input_shape[0]) if is_text(input_shape) else "x".join(map(str, input_shape))
+    least = "1" if is_text(input_shape) else shape
+    words = {"MAX": config.max_batch, "BEST": best, "SHAPE": shape, "LEAST": least}
     text = BUILD_SH
     for word, value in words.items():
         text = text.replace(f"@{word}@", str(value))
@@ -240,7 +256,7 @@ if [ ! -x "$TRTEXEC" ]; then
     exit 2
 fi
 "$TRTEXEC" --onnx=model.onnx --saveEngine=../1/model.plan.part --stronglyTyped --noTF32 --skipInference \
-    --minShapes=input:1x@SHAPE@ --optShapes=input:@BEST@x@SHAPE@ --maxShapes=input:@MAX@x@SHAPE@
+    --minShapes=input:1x@LEAST@ --optShapes=input:@BEST@x@SHAPE@ --maxShapes=input:@MAX@x@SHAPE@
 mv ../1/model.plan.part ../1/model.plan
 """
 

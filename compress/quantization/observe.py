@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from edgewise.compress.quantization.clipping import asymmetric_bounds, symmetric_threshold
 from edgewise.compress.quantization.histogram import Histogram
 from edgewise.compress.quantization.places import all_quantizers, switched_off
-from edgewise.models.inputs import trimmed
 from edgewise.progress import Tick, silent
 
 BATCH = 32
@@ -23,14 +22,16 @@ BATCH_VALUES = 2**22  # of the inputs of one batch: large images go through in s
 def batches(
     samples: NDArray[Any], device: torch.device, most: int = BATCH, *, padding: int | None = None
 ) -> Iterator[Tensor]:
-    """(N, ...) in order, a few at a time; copied one batch at a time. Texts, whose ``padding`` is known, come sorted by
-    length and without what is padding to all of a batch: what a net makes of padding is nobody's business."""
+    """(N, ...) in order, a few at a time; copied one batch at a time. Texts, whose ``padding`` is known, share a batch
+    with those of their own length and come without it: what a net makes of padding moves no range."""
     size = max(1, min(most, BATCH_VALUES // max(1, samples[0].size)))
+    groups = [samples]
     if padding is not None:
-        samples = samples[np.argsort((samples != padding).sum(axis=1), kind="stable")]
-    for start in range(0, len(samples), size):
-        part = np.ascontiguousarray(samples[start : start + size])
-        yield torch.from_numpy(part if padding is None else trimmed(part, padding, multiple=1)).to(device)
+        lengths = samples.shape[1] - (samples[:, ::-1] != padding).argmax(axis=1)
+        groups = [samples[lengths == length, :length] for length in np.unique(lengths)]
+    for group in groups:
+        for start in range(0, len(group), size):
+            yield torch.from_numpy(np.ascontiguousarray(group[start : start + size])).to(device)
 
 
 def observe(

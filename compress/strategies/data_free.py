@@ -22,6 +22,7 @@ from edgewise.compress.strategies.inversion import Bounds, invert, pixel_bounds,
 from edgewise.compress.strategies.offline import distill
 from edgewise.compress.strategies.statistics import frozen
 from edgewise.compress.train import Epoch, Validate
+from edgewise.errors import ModelError
 from edgewise.models.tasks.base import Split
 from edgewise.models.tasks.config import Augment
 from edgewise.progress import Tick, silent
@@ -91,7 +92,7 @@ def distill_data_free(
     teacher: nn.Module,
     make: Inversion | Generator,
     config: Lessons,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     *,
     seed: int,
@@ -123,9 +124,12 @@ def distill_data_free(
         tick: counts steps, from 0 again in each phase.
 
     Raises:
-        ModelError: see :func:`invert`, :func:`generate` and ``distill``.
+        ModelError: a task of texts; else see :func:`invert`, :func:`generate` and ``distill``.
         ArtifactError: a checkpoint in ``scratch`` belongs to another run.
     """
+    if len(input_shape) != 3:
+        raise ModelError("data_free makes images, and the task gives texts", hint="distil on texts without labels")
+    images: tuple[int, int, int] = (input_shape[0], input_shape[1], input_shape[2])
 
     def taught(split: Split, name: str) -> list[Epoch]:
         checkpoint = None if scratch is None else scratch / f"{name}.safetensors"
@@ -147,7 +151,7 @@ def distill_data_free(
         return synthesize(
             teacher,
             how,
-            input_shape,
+            images,
             classes,
             seed=seed,
             bounds=bounds,

@@ -158,22 +158,25 @@ def fusions(known: Facts) -> list[Finding]:
 
 
 def shared_zero_points(known: Facts) -> list[Finding]:
-    """No zero-point array read by the weights of a Conv and of a MatMul: OpenVINO 2026.4 reshapes it for the Conv, can
-    then fold neither, and runs both in float."""
-    users: dict[str, dict[bool, NodeProto]] = {}
+    """No zero-point array read by weights of two layouts, of a Conv and a MatMul, or of a MatMul and a Gemm whose
+    channels are the other axis: OpenVINO 2026.4 reshapes it for one, can then fold neither, and runs both in float."""
+    users: dict[str, dict[tuple[int, int], NodeProto]] = {}
     for node in known.model.graph.node:
         stored = known.weight(node.input[1]) if node.op_type in PRODUCTS else None
         if stored is not None and len(stored.input) > 2 and stored.input[2]:
             zero = known.value(stored.input[2])
             if zero is not None and zero.size > 1:
-                users.setdefault(stored.input[2], {}).setdefault(node.op_type in CONVOLUTIONS, node)
+                array = known.value(stored.input[0])
+                ndim = 0 if array is None else array.ndim
+                layout = ndim, attribute(stored, "axis", 1) % max(1, ndim)
+                users.setdefault(stored.input[2], {}).setdefault(layout, node)
     return [
         Finding(
             "own-zero-point",
-            kinds[False].name,
-            f"expected a zero-point array of its own, got {name!r}, which {kinds[True].name!r} reads, too",
+            layouts[min(layouts)].name,
+            f"expected a zero-point array of its own, got {name!r}, which {layouts[max(layouts)].name!r} reads, too",
             "give each weight its own zero-point array",
         )
-        for name, kinds in users.items()
-        if len(kinds) == 2
+        for name, layouts in users.items()
+        if len(layouts) > 1
     ]

@@ -59,7 +59,7 @@ def conformance(graph: Path, shape: tuple[int, ...], timeout_s: float = TIMEOUT_
 
     Args:
         graph: the .onnx file.
-        shape: of its one input, (N, C, H, W).
+        shape: of its one input, (N, C, H, W) or (N, L).
         timeout_s: seconds that it may take.
 
     Returns:
@@ -87,7 +87,7 @@ def conformance(graph: Path, shape: tuple[int, ...], timeout_s: float = TIMEOUT_
         "tool": f"TensorRT-RTX {told['version']}",
         "compute_capability": "8.6",
         "layers": [" ".join((layer.kind, *layer.inputs)) for layer in layers],
-        **read_back(model, ((layer.nodes, layer.integer) for layer in computing)),
+        **read_back(model, ((layer.nodes, layer.integer) for layer in computing), shape[1] if len(shape) == 2 else 1),
     }
 
 

@@ -24,10 +24,11 @@ from edgewise.deploy.convert.base import Source, named, need, refuse
 from edgewise.deploy.convert.planned import check_graph
 from edgewise.deploy.convert.rtx import conformance
 from edgewise.deploy.convert.trt_build import build
-from edgewise.deploy.convert.trt_device import BUILD_SH, DEVICE_INIT, README
+from edgewise.deploy.convert.trt_device import DEVICE_INIT, build_script, page
 from edgewise.deploy.onnx_graph import strip, to_bytes
 from edgewise.deploy.runtimes import trt
 from edgewise.errors import ContractError, ModelError
+from edgewise.models.inputs import blank, dtype_of, is_text
 
 FORMAT = 1
 OPSETS = range(9, 21)
@@ -65,32 +66,39 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
         files[path.name] = _describe(path, kind)
     main = f"{NAMES[precision]}.onnx"
     engine, reason = _build_here(folder / main, source)
+    model = onnx.load(folder / main)
     manifest = {
         "format": FORMAT,
         "kind": "tensorrt-bundle",
         "precision": precision,
         "main": main,
-        "input": {"name": "input", "dtype": "float32", "shape": [None, *source.input_shape]},
-        "output": {"name": "logits", "dtype": "float32", "shape": [None, source.classes]},
+        "input": {"name": "input", "dtype": dtype_of(source.input_shape), "shape": _shape(model.graph.input[0])},
+        "output": {"name": "logits", "dtype": "float32", "shape": _shape(model.graph.output[0])},
+        "longest": source.input_shape[0] if is_text(source.input_shape) else None,
+        "padding": source.padding,
         "files": files,
         "float_layers": list(source.float_layers),
         "contract": json.loads(source.contract.read_text(encoding="utf-8")) if source.contract else None,
-        "conformance": conformance(folder / main, (1, *source.input_shape)),
+        "conformance": conformance(folder / main, blank(source.input_shape, 1).shape),
         "runner": "runner/run.py",
         "built": engine is not None,
         "engine": engine,
         "reason": reason,
     }
-    shape = "x".join(str(size) for size in source.input_shape)
     script = folder / "build.sh"
     models = " ".join(NAMES[kind] for kind in sorted(graphs))
-    script.write_text(BUILD_SH.replace("@MODELS@", models).replace("@SHAPE@", shape), encoding="utf-8")
+    script.write_text(build_script(models, source.input_shape), encoding="utf-8")
     script.chmod(0o755)
-    (folder / "README.md").write_text(README.replace("@MAIN@", NAMES[precision]), encoding="utf-8")
+    (folder / "README.md").write_text(page(NAMES[precision], source.input_shape), encoding="utf-8")
     _write_runner(folder / "runner")
     path = folder / "manifest.json"
     path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return path
+
+
+def _shape(item: onnx.ValueInfoProto) -> list[int | None]:
+    """An end's sizes; None where one is open."""
+    return [dim.dim_value or None for dim in item.type.tensor_type.shape.dim]
 
 
 def _write_runner(folder: Path) -> None:
@@ -149,12 +157,12 @@ def _build_here(graph: Path, source: Source) -> tuple[str | None, str]:
     if absent is not None:
         return None, f"{absent}. Run build.sh on the device."
     engine = graph.with_suffix(".engine")
-    engine.write_bytes(build_engine(graph, (1, *source.input_shape)))
+    engine.write_bytes(build_engine(graph, blank(source.input_shape, 1).shape))
     return engine.name, ""
 
 
 def build_engine(graph: Path, shape: tuple[int, ...]) -> bytes:
-    """Build an engine for this GPU, strongly typed, for one static input shape (N, C, H, W).
+    """Build an engine for this GPU, strongly typed, for one static input shape (N, C, H, W), or texts up to (N, L).
 
     Raises:
         ModelError: TensorRT can't parse the graph, or can't build it.

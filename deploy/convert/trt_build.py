@@ -11,12 +11,12 @@ WORKSPACE_BYTES = 1 << 30
 
 
 def build(api: Any, graph: Path, shape: tuple[int, ...], logger: Any, capability: Any = None) -> bytes:
-    """A serialized engine, strongly typed, for one static input shape.
+    """A serialized engine, strongly typed, for one static input shape; of texts, for any length up to it.
 
     Args:
         api: the module ``tensorrt`` or TensorRT-RTX's.
         graph: the .onnx file.
-        shape: of its one input, (N, C, H, W).
+        shape: of its one input, (N, C, H, W) or (N, L).
         logger: an ``ILogger``.
         capability: of a GPU that isn't here; only TensorRT-RTX builds for such.
 
@@ -37,7 +37,7 @@ def build(api: Any, graph: Path, shape: tuple[int, ...], logger: Any, capability
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
     profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, shape, shape, shape)
+    profile.set_shape(network.get_input(0).name, (shape[0], 1) if len(shape) == 2 else shape, shape, shape)
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from edgewise.models.inputs import Shape, is_text
+
+IMAGES = ("images", "float32 (N, C, H, W)")
+TEXTS = ("tokens", "int64 (N, L)")
 BUILD_SH = r"""#!/bin/sh
 # Builds one engine for each graph in this folder, on the device that will run it, and times it with trtexec.
 #   ./build.sh          batch 1
-#   BATCH=4 ./build.sh  another batch
+#   BATCH=4 ./build.sh  another batch@USAGE@
 #   TRTEXEC=/path/to/trtexec ./build.sh
 set -eu
 cd "$(dirname "$0")"
@@ -15,7 +19,7 @@ case "$BATCH" in
     '' | 0* | *[!0-9]*) echo "BATCH: expected a whole number from 1, got '$BATCH'" >&2; exit 2 ;;
 esac
 
-if [ -z "${TRTEXEC:-}" ]; then
+@CHECK@if [ -z "${TRTEXEC:-}" ]; then
     TRTEXEC="$(command -v trtexec || true)"
     [ -n "$TRTEXEC" ] || TRTEXEC=/usr/src/tensorrt/bin/trtexec
 fi
@@ -41,10 +45,10 @@ else
 fi
 
 for NAME in @MODELS@; do
-    SHAPE="input:${BATCH}x@SHAPE@"
+    SHAPE="input:${BATCH}x@SHAPE@" LEAST="input:${BATCH}x@LEAST@" MOST="input:${BATCH}x@MOST@"
     echo "== $NAME, TensorRT $VERSION, $SHAPE"
     "$TRTEXEC" --onnx="$NAME.onnx" --saveEngine="$NAME.engine" --stronglyTyped --noTF32 \
-        --minShapes="$SHAPE" --optShapes="$SHAPE" --maxShapes="$SHAPE" \
+        --minShapes="$LEAST" --optShapes="$SHAPE" --maxShapes="$MOST" \
         --profilingVerbosity=detailed --exportLayerInfo="$NAME.layers.json" --skipInference
     # TIMING holds several words on purpose.
     # shellcheck disable=SC2086
@@ -64,18 +68,56 @@ written into them, and `trtexec` gets no `--fp16` or `--int8`. TensorRT 10.3 to 
 3. `@MAIN@.times.json` holds trtexec's times, transfers included. Lock the clocks first (on a Jetson: `nvpmodel`,
    `jetson_clocks`).
 
-Run it on images of your own (`.npy`, float32 (M, C, H, W)), on the device; `runner` needs Python 3.8 with numpy and
+Run it on @SAMPLES@ of your own (`.npy`, @ARRAY@), on the device; `runner` needs Python 3.8 with numpy and
 TensorRT's Python package, nothing else:
 
-    python3 runner/run.py @MAIN@.engine images.npy logits.npy
+    python3 runner/run.py @MAIN@.engine @SAMPLES@.npy logits.npy
 
 From your own code, with `runner` on Python's path (`PYTHONPATH=runner python3 ...`):
 
     import numpy
     from edgewise.deploy.runtimes import Options, get
     session = get("tensorrt").open("@MAIN@.engine", Options(precision="default"))
-    images = numpy.load("images.npy")[:1]  # float32 (N, C, H, W), N as built
-    logits = session.run({"input": images})["logits"]
+    @SAMPLES@ = numpy.load("@SAMPLES@.npy")[:1]  # @ARRAY@, N as built
+    logits = session.run({"input": @SAMPLES@})["logits"]
 """
+
+LENGTH_USAGE = """
+#   LENGTH=16 ./build.sh  texts of so many tokens are what it is tuned for and timed with; it takes any up to @MOST@"""
+LENGTH_CHECK = r"""LENGTH="${LENGTH:-@MOST@}"
+case "$LENGTH" in
+    '' | 0* | *[!0-9]*) echo "LENGTH: expected a whole number from 1, got '$LENGTH'" >&2; exit 2 ;;
+esac
+if [ "$LENGTH" -gt @MOST@ ]; then
+    echo "LENGTH: expected at most @MOST@, got $LENGTH" >&2
+    exit 2
+fi
+
+"""
+
+
+def build_script(models: str, input_shape: Shape) -> str:
+    """``build.sh`` for ``models``, names without suffix with spaces between."""
+    text = is_text(input_shape)
+    most = str(input_shape[0]) if text else "x".join(str(size) for size in input_shape)
+    words = {
+        "USAGE": LENGTH_USAGE if text else "",
+        "CHECK": LENGTH_CHECK if text else "",
+        "MODELS": models,
+        "SHAPE": "${LENGTH}" if text else most,
+        "LEAST": "1" if text else most,
+        "MOST": most,
+    }
+    script = BUILD_SH
+    for word, value in words.items():
+        script = script.replace(f"@{word}@", value)
+    return script
+
+
+def page(main: str, input_shape: Shape) -> str:
+    """The bundle's README."""
+    words = TEXTS if is_text(input_shape) else IMAGES
+    return README.replace("@SAMPLES@", words[0]).replace("@ARRAY@", words[1]).replace("@MAIN@", main)
+
 
 DEVICE_INIT = '"""The part of edgewise that runs an engine; Python >= 3.8, numpy."""\n'

@@ -3,7 +3,9 @@
 Written against the documented Python API and CUDA's runtime library; it has **not been run** on a GPU yet. TensorRT
 has no CPU threads to set, and a strongly typed engine fixes its precisions when it is built: ``Options.threads`` other
 than 1 and ``Options.precision`` other than "default" are refused. ``run`` includes both transfers and waits for the
-GPU; its outputs are new arrays. A stream is another execution context with its own buffers and CUDA stream.
+GPU; its outputs are new arrays. A stream is another execution context with its own buffers and CUDA stream. Of an
+engine for texts the length stays open, up to its profile's longest: buffers are for that, and ``run`` tells the context
+the length that comes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from edgewise.deploy.runtimes import cudart
-from edgewise.deploy.runtimes.base import Options, Streams, TensorSpec, batched, check_options, read_head
+from edgewise.deploy.runtimes.base import (
+    Options,
+    Streams,
+    TensorSpec,
+    batched,
+    check_feeds,
+    check_options,
+    read_head,
+)
 from edgewise.errors import MeasureError, RuntimeMissing
 
 NAME = "tensorrt"
@@ -56,8 +66,10 @@ class TrtSession:
         for name in names:
             if is_input[name]:
                 shape = batched(_shape(engine.get_tensor_shape(name)), options.batch, path)
-                if None in shape or not self._context.set_input_shape(name, shape):
-                    raise MeasureError("the engine doesn't take %r as %s" % (name, shape), where=path)
+                longest = _shape(engine.get_tensor_profile_shape(name, 0)[2])
+                most = tuple(limit if size is None else size for size, limit in zip(shape, longest))
+                if not self._context.set_input_shape(name, most):
+                    raise MeasureError("the engine doesn't take %r as %s" % (name, most), where=path)
         specs = {
             name: TensorSpec(
                 name,
@@ -66,8 +78,6 @@ class TrtSession:
             )
             for name in names
         }
-        self.inputs = tuple(specs[name] for name in names if is_input[name])
-        self.outputs = tuple(specs[name] for name in names if not is_input[name])
         self._stream = cudart.stream(self._cuda)
         self._buffers: Dict[str, int] = {}
         for name, spec in specs.items():
@@ -75,6 +85,10 @@ class TrtSession:
                 raise MeasureError("the size of %r depends on the data: not supported" % name, where=path)
             self._buffers[name] = cudart.allocate(self._cuda, _bytes(spec))
             self._context.set_tensor_address(name, self._buffers[name])
+        # What a length decides is open; all else is as the batch was set.
+        opened = {name: specs[name]._replace(shape=_opened(engine, name, specs[name].shape)) for name in names}
+        self.inputs = tuple(opened[name] for name in names if is_input[name])
+        self.outputs = tuple(opened[name] for name in names if not is_input[name])
         self.settings: Dict[str, Any] = {
             "runtime": NAME,
             "version": tensorrt.__version__,
@@ -93,15 +107,15 @@ class TrtSession:
         held: List[np.ndarray] = []  # alive until the stream has read them
         for spec in self.inputs:
             array = np.ascontiguousarray(feeds[spec.name])
-            if array.shape != spec.shape or str(array.dtype) != spec.dtype:
-                raise MeasureError(
-                    "expected %s %s, got %s %s" % (spec.dtype, spec.shape, array.dtype, array.shape), where=spec.name
-                )
+            check_feeds((spec,), {spec.name: array})
+            if None in spec.shape and not self._context.set_input_shape(spec.name, array.shape):
+                raise MeasureError("the engine doesn't take %s" % (array.shape,), where=spec.name)
             held.append(array)
             self._copy(self._buffers[spec.name], array.ctypes.data, array.nbytes, cudart.TO_DEVICE)
         if not self._context.execute_async_v3(stream):
             raise MeasureError("TensorRT could not run the engine")
-        outputs = {spec.name: np.empty([size or 0 for size in spec.shape], spec.dtype) for spec in self.outputs}
+        shapes = {spec.name: tuple(self._context.get_tensor_shape(spec.name)) for spec in self.outputs}
+        outputs = {spec.name: np.empty(shapes[spec.name], spec.dtype) for spec in self.outputs}
         for name, array in outputs.items():
             self._copy(array.ctypes.data, self._buffers[name], array.nbytes, cudart.TO_HOST)
         cudart.check(cuda, cuda.cudaStreamSynchronize(stream), "waiting for the GPU")
@@ -163,6 +177,12 @@ def open(path: str, options: Options) -> TrtSession:
 
 def _shape(dims: Any) -> Tuple[Optional[int], ...]:
     return tuple(None if size < 0 else int(size) for size in dims)
+
+
+def _opened(engine: Any, name: str, shape: Tuple[Optional[int], ...]) -> Tuple[Optional[int], ...]:
+    """``shape`` with the sizes behind the batch open that are open in the engine."""
+    built = _shape(engine.get_tensor_shape(name))
+    return tuple(None if place and size is None else shape[place] for place, size in enumerate(built))
 
 
 def _bytes(spec: TensorSpec) -> int:

@@ -44,6 +44,7 @@ def answers(index: np.ndarray, identity: Identity, scale: float = 1.0) -> tuple[
         drawn = [np.random.default_rng([int(i), place]).normal(size=shape) for i in index]
         return torch.from_numpy(scale * np.stack(drawn)).float()
 
+    assert isinstance(identity.logits, int)
     return rows(0, (identity.logits,)), [rows(i + 1, shape) for i, shape in enumerate(identity.features.values())]
 
 
@@ -465,3 +466,38 @@ def test_another_teacher_has_another_digest() -> None:
         teacher_digest(net(nn.ReLU()), net(nn.ReLU())),
     ]
     assert len({one, *others}) == 5
+
+
+TOKENS = replace(PLAIN, logits=(10, 4), length=10, features={"block": (10, 6), "scores": (2, 10, 10), "pooled": (6,)})
+
+
+def test_tokens_of_a_short_batch_are_kept_and_read_at_any_length(tmp_path: Path) -> None:
+    def given(index: np.ndarray, length: int) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(int(index[0]))
+        n = len(index)
+        features = [torch.randn(n, length, 6), torch.randn(n, 2, length, length), torch.randn(n, 6)]
+        return torch.randn(n, length, 4), features
+
+    with opened(tmp_path, replace(TOKENS, dtype="float32")) as cache:
+        short, long = given(places(1, 2), 4), given(places(3), 7)
+        logits, features = cache.put(0, places(1, 2), *short)
+        assert torch.equal(logits, short[0])
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(features, short[1], strict=True))
+        cache.put(0, places(3), *long)
+        kept = cache.get(0, places(3, 1), 7)
+        assert kept is not None
+        assert torch.equal(kept[0][0], long[0][0])
+        assert torch.equal(kept[0][1, :4], short[0][0])
+        assert not kept[0][1, 4:].any()
+        tokens, scores, pooled = kept[1]
+        assert scores.shape == (2, 2, 7, 7)
+        assert torch.equal(scores[1, :, :4, :4], short[1][1][0])
+        assert not scores[1, :, 4:].any()
+        assert not scores[1, :, :, 4:].any()
+        assert torch.equal(tokens[1, :4], short[1][0][0])
+        assert torch.equal(pooled[1], short[1][2][0])
+        whole = cache.get(0, places(3))
+        assert whole is not None
+        assert whole[0].shape == (1, 10, 4)
+        with pytest.raises(ModelError, match="block"):
+            cache.put(0, places(4), torch.zeros(1, 4, 4), [torch.zeros(1, 4, 5), *given(places(4), 4)[1][1:]])

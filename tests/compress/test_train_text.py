@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,8 @@ class Sentences:
         return tuple(map(str, range(self.samples)))
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        return self.tokens[index]
+        tokens: np.ndarray = self.tokens[index]
+        return tokens
 
     def encoded(self, tokenizer: Path) -> TextSplit:
         raise NotImplementedError
@@ -80,7 +82,11 @@ class Reader(nn.Module):
         return answer
 
 
-NETS = {"classify": Reader, "tag": lambda **kw: Reader(each=True, **kw), "regress": lambda **kw: Reader(1, **kw)}
+NETS: dict[str, Callable[..., Reader]] = {
+    "classify": Reader,
+    "tag": lambda **kw: Reader(each=True, **kw),
+    "regress": lambda **kw: Reader(1, **kw),
+}
 FIT = Fit(epochs=30, batch_size=8, optimizer=AdamW(lr=0.03, decay="matrices"), schedule="linear")
 
 
@@ -178,7 +184,7 @@ def test_tokens_without_a_label_weigh_nothing() -> None:
     by_hand = -logits.log_softmax(-1)[[0, 0, 1], [0, 2, 2], [1, 2, 0]].mean()
     assert label_loss(logits, batch(targets), 0.0).item() == pytest.approx(by_hand.item())
     nothing = label_loss(logits, batch(torch.full((2, 3), IGNORED)), 0.0)
-    nothing.backward()
+    nothing.backward()  # type: ignore[no-untyped-call]
     assert nothing.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()

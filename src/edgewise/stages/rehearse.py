@@ -76,6 +76,12 @@ def _check_data(recipe: Recipe, task: Task) -> None:
                     where=f"stages[{place}].mixed",
                     hint="lower calibration_samples, or name float_layers by hand",
                 )
+        if isinstance(stage, DataFree) and is_text(task.input_shape):
+            raise RecipeError(
+                "data_free makes images, and the task gives texts",
+                where=f"stages[{place}]",
+                hint="distil on texts without labels: split: transfer",
+            )
         if isinstance(stage, Offline) and stage.split == "transfer":
             _check_transfer(stage, task, f"stages[{place}]")
     _check_tokenizers(recipe)
@@ -106,7 +112,7 @@ def _check_transfer(stage: Offline, task: Task, where: str) -> None:
     targets = np.asarray(split.targets)
     if not (np.isnan(targets) if np.issubdtype(targets.dtype, np.floating) else targets == UNLABELLED).any():
         return
-    reads = [loss.kind for loss in stage.losses if loss.needs_labels]
+    reads: list[str] = [loss.kind for loss in stage.losses if loss.needs_labels]
     reads += ["cross_entropy"] if max(numbers(stage.cross_entropy)) > 0 or stage.label_only_epochs > 0 else []
     reads += ["teacher_wrong"] if stage.teacher_wrong != "none" else []
     if reads:

@@ -172,6 +172,7 @@ def triton(work: Work) -> dict[str, Any]:
         work.payload,
         input_shape=task.input_shape,
         classes=task.classes,
+        tags=task.kind == "tag",
     )
     told += [f"{name}: left out, Triton has no backend of its own for LiteRT" for name in config["left"]]
     told += [

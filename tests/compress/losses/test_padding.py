@@ -71,7 +71,8 @@ def value(loss: Loss, signals: Signals, nets: tuple[nn.Module, nn.Module], token
         logits, answers = nets[0](tokens), nets[1](tokens).detach()
         batch = Batch(tokens, targets, torch.arange(SAMPLES), mask=tokens != 0, epoch=1.0, epochs=4.0)
         torch.manual_seed(7)
-        return signals((logits, ours), ([answers], theirs), batch, active=[loss.kind])[loss.kind]
+        found: Tensor = signals((logits, ours), ([answers], theirs), batch, active=[loss.kind])[loss.kind]
+    return found
 
 
 def texts() -> Tensor:
@@ -88,7 +89,7 @@ def compared(loss: Loss, answers: str = "sequence") -> tuple[Tensor, Tensor]:
     """The loss on short padding and on long."""
     nets = bert(0, answers), bert(1, answers)
     torch.manual_seed(5)
-    signals = Signals([loss], *nets, input_shape=(LENGTH, WORDS), samples=20)
+    signals = Signals([loss], *nets, input_shape=(LENGTH, WORDS), samples=20)  # type: ignore[list-item]
     tokens, targets = texts(), torch.arange(SAMPLES) % CLASSES
     more = targets
     if answers == "token":

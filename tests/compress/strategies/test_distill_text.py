@@ -63,7 +63,8 @@ class Sentences:
         return tuple(map(str, range(self.samples)))
 
     def read(self, index: np.ndarray) -> np.ndarray:
-        return self.tokens[index]
+        tokens: np.ndarray = self.tokens[index]
+        return tokens
 
     def encoded(self, tokenizer: Path) -> TextSplit:
         return Sentences(self.kind, shift=5, vocabulary=WORDS + 5)
@@ -81,7 +82,7 @@ def bert(seed: int, layers: int = 2, width: int = 8, classes: int = 2, words: in
 
 def stage(**settings: Any) -> Distill:
     fit = {"epochs": 2, "batch_size": 8, "optimizer": {"kind": "adamw", "lr": 0.01, "decay": "matrices"}}
-    found = TypeAdapter(StageConfig).validate_python({"kind": "distill", "fit": fit, **settings})
+    found: object = TypeAdapter(StageConfig).validate_python({"kind": "distill", "fit": fit, **settings})
     assert isinstance(found, Distill)
     return found
 
