@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.deploy.runtimes.ort import BATCH, PROVIDERS
+from edgewise.deploy.runtimes.ort import PROVIDERS
 from edgewise.errors import MeasureError
 
 Bound = Literal["compute", "memory", "overhead"]
@@ -76,7 +76,6 @@ def profile(path: Path, inputs: NDArray[np.float32], *, threads: int = 1, runs: 
         options = _options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        options.add_free_dimension_override_by_name(BATCH, 1)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
             name = session.get_inputs()[0].name

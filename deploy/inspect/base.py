@@ -16,20 +16,22 @@ Float = NDArray[np.float32]
 class Probe(Protocol):
     """A net that tells what its layers compute.
 
-    ``label`` says what is run, ``input_shape`` (C, H, W) with None for an open size, ``precision`` the coarsest
-    arithmetic in it: float32, float16, bfloat16 or int8.
+    ``label`` says what is run, ``input_shape`` (C, H, W) or (L,) with None for an open size, ``token_ids`` whether its
+    inputs are such, ``precision`` the coarsest arithmetic in it: float32, float16, bfloat16 or int8.
     """
 
     label: str
     input_shape: tuple[int | None, ...]
+    token_ids: bool
     precision: str
     points: tuple[Point, ...]
 
     def expose(self, wanted: Collection[int]) -> None:
         """Name the points whose values ``run`` is to give."""
 
-    def run(self, inputs: Float) -> tuple[Float, dict[int, Float]]:
-        """(N, C, H, W) -> the answers (N, ...) of the file as it is shipped, and the exposed points' values."""
+    def run(self, inputs: NDArray[Any]) -> tuple[Float, dict[int, Float]]:
+        """(N, C, H, W), or token ids (N, L) -> the answers (N, ...) of the file as it is shipped, and the exposed
+        points' values."""
 
     def close(self) -> None:
         """Give the memory back."""

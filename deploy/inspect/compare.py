@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.deploy.inspect.align import align
-from edgewise.deploy.inspect.base import Float, Probe
+from edgewise.deploy.inspect.base import Probe
 from edgewise.deploy.inspect.open import open_probe
 from edgewise.deploy.inspect.points import Point
 from edgewise.deploy.inspect.sums import Layer, Sum
@@ -90,7 +90,7 @@ class Comparison:
 def compare_layers(
     one: Path | nn.Module | Probe,
     other: Path | nn.Module | Probe,
-    inputs: NDArray[np.float32],
+    inputs: NDArray[Any],
     *,
     batch: int = BATCH,
     tick: Tick = silent,
@@ -100,7 +100,7 @@ def compare_layers(
     Args:
         one: the net that is right: a saved model's folder, a file, a module; see ``edgewise.deploy.inspect.open``.
         other: the net to judge.
-        inputs: (N, C, H, W) float32.
+        inputs: (N, C, H, W) float32, or token ids (N, L) int64.
         batch: samples at a time.
         tick: told of the samples.
 
@@ -121,7 +121,7 @@ def compare_layers(
             probe.close()
 
 
-def _compare(one: Probe, other: Probe, inputs: NDArray[np.float32], batch: int, tick: Tick) -> Comparison:
+def _compare(one: Probe, other: Probe, inputs: NDArray[Any], batch: int, tick: Tick) -> Comparison:
     _check_inputs(inputs, (one, other))
     pairs = align(one.points, other.points)
     matched = _comparable(one.points, other.points, pairs)
@@ -243,15 +243,20 @@ def _left(points: Sequence[Point], kept: set[int]) -> tuple[str, ...]:
     )
 
 
-def _batches(inputs: NDArray[np.float32], size: int) -> Iterator[Float]:
+def _batches(inputs: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
     for start in range(0, len(inputs), size):
-        yield np.ascontiguousarray(inputs[start : start + size], np.float32)
+        part = inputs[start : start + size]
+        yield np.ascontiguousarray(part, np.int64 if part.dtype.kind in "iu" else np.float32)
 
 
-def _check_inputs(inputs: NDArray[np.float32], probes: Sequence[Probe]) -> None:
+def _check_inputs(inputs: NDArray[Any], probes: Sequence[Probe]) -> None:
     if inputs.ndim < 2 or not len(inputs):
         raise DataError(f"expected inputs (N, C, H, W), got {inputs.shape}", where="inputs")
     for probe in probes:
+        whole = inputs.dtype.kind in "iu"
+        if whole != probe.token_ids:
+            wanted = "token ids" if probe.token_ids else "numbers"
+            raise DataError(f"expected {wanted}, got {inputs.dtype} {inputs.shape}", where=probe.label)
         told = probe.input_shape
         fits = len(told) == inputs.ndim - 1 and all(
             want is None or want == have for want, have in zip(told, inputs.shape[1:], strict=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.deploy.inspect.base import Float, dequantized
 from edgewise.deploy.inspect.points import MOVE, SHAPED, TURNED, Op, Point, base, points_of
@@ -66,9 +67,11 @@ class LitertProbe:
                 f"expected one input and one output, got {len(self._shipped.inputs)} and {len(self._shipped.outputs)}",
                 where=str(path),
             )
-        self.input_shape = self._shipped.inputs[0].shape[1:]
+        self.token_ids = self._shipped.inputs[0].dtype == "int64"
         self.batch = 1
         self._inside = _interpreter(path)
+        # Of a file for texts the layers are those of its first graph, the longest.
+        self.input_shape = tuple(int(size) for size in self._inside.get_input_details()[0]["shape"][1:])
         details = {detail["index"]: detail for detail in self._inside.get_tensor_details()}
         self._details = {str(index): detail for index, detail in details.items()}
         ops, kinds = _ops(path)
@@ -80,8 +83,9 @@ class LitertProbe:
         """Name the points whose values ``run`` is to give."""
         self._wanted = {index: self.points[index].tensor or "" for index in sorted(wanted) if self.points[index].tensor}
 
-    def run(self, inputs: Float) -> tuple[Float, dict[int, Float]]:
-        """(N, C, H, W) -> answers, and the exposed points' values; one sample at a time, as the file was made."""
+    def run(self, inputs: NDArray[Any]) -> tuple[Float, dict[int, Float]]:
+        """(N, C, H, W), or token ids (N, L) -> answers, and the exposed points' values; one sample at a time, as the
+        file was made."""
         answers, values = [], []
         place = self._inside.get_input_details()[0]["index"]
         for sample in inputs:

@@ -87,6 +87,7 @@ class OnnxProbe:
         self._input, self._output = feeds[0].name, graph.output[0].name
         dims = feeds[0].type.tensor_type.shape.dim
         self.input_shape = tuple(dim.dim_value or None for dim in dims)[1:]
+        self.token_ids = feeds[0].type.tensor_type.elem_type == TensorProto.INT64
         self.batch = dims[0].dim_value or None if dims else None
         self.points: tuple[Point, ...] = points_of(_ops(graph), self._input)
         self._scales = _scales(graph)
@@ -108,8 +109,8 @@ class OnnxProbe:
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
         self._exposed = _session(model, self._path)
 
-    def run(self, inputs: Float) -> tuple[Float, dict[int, Float]]:
-        """(N, C, H, W) -> answers, and the exposed points' values."""
+    def run(self, inputs: NDArray[Any]) -> tuple[Float, dict[int, Float]]:
+        """(N, C, H, W), or token ids (N, L) -> answers, and the exposed points' values."""
         feed = {self._input: inputs}
         try:
             answers = self._shipped.run([self._output], feed)[0]
@@ -127,7 +128,7 @@ class OnnxProbe:
         self._shipped = self._exposed = None
 
     def _real(self, name: str, array: NDArray[Any]) -> Float:
-        if array.dtype.kind == "f":
+        if array.dtype.kind == "f" or name not in self._scales:
             return array.astype(np.float32)
         return dequantized(array, *self._scales[name])
 

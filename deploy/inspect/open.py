@@ -23,7 +23,7 @@ def open_probe(source: Path | nn.Module | Probe, input_shape: tuple[int, ...]) -
         source: a torch module; the folder of a saved model (``architecture.json``); an ``.onnx``, ``.xml`` or
             ``.tflite`` file; a TensorRT bundle (its folder, or its ``manifest.json``), of which the graph is run, by
             ONNX Runtime; or a probe, which is given back.
-        input_shape: (C, H, W), what a module in memory is traced with.
+        input_shape: (C, H, W) or (L, V), what a module in memory is traced with.
 
     Raises:
         MeasureError: nothing there, of no known kind, or nothing that its runtime can run.

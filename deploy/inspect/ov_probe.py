@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.deploy.inspect.base import Float
 from edgewise.deploy.inspect.points import MOVE, QUANTIZE, SHAPED, TURNED, Op, Point, base, points_of
@@ -69,6 +70,7 @@ class OvProbe:
             )
         sizes = [None if size.is_dynamic else size.get_length() for size in model.inputs[0].partial_shape]
         self.input_shape, self.batch = tuple(sizes[1:]), sizes[0]
+        self.token_ids = model.inputs[0].element_type.get_type_name() == "i64"
         ops = list(model.get_ordered_ops())
         kinds = {op.get_output_element_type(0).get_type_name() for op in ops if op.get_type_name() == "Constant"}
         faked = any(op.get_type_name() == "FakeQuantize" for op in ops)
@@ -86,8 +88,8 @@ class OvProbe:
         self._wanted = {index: self.points[index].tensor or "" for index in sorted(wanted) if self.points[index].tensor}
         self._opened.clear()
 
-    def run(self, inputs: Float) -> tuple[Float, dict[int, Float]]:
-        """(N, C, H, W) -> answers, and the exposed points' values."""
+    def run(self, inputs: NDArray[Any]) -> tuple[Float, dict[int, Float]]:
+        """(N, C, H, W), or token ids (N, L) -> answers, and the exposed points' values."""
         try:
             shipped, exposed, order = self._open(inputs.shape)
             answers = np.array(shipped([inputs])[0], np.float32)

@@ -16,8 +16,8 @@ from edgewise.progress import Tick, silent
 
 @dataclass(frozen=True)
 class Pair:
-    """Two nets to compare: files or folders, ``inputs`` an ``.npy`` (N, C, H, W) float32; ``bfloat16``: the second is
-    OpenVINO's file of a float32 net, run in less."""
+    """Two nets to compare: files or folders, ``inputs`` an ``.npy`` (N, C, H, W) float32 or (N, L) int64; ``bfloat16``:
+    the second is OpenVINO's file of a float32 net, run in less."""
 
     one: str
     other: str

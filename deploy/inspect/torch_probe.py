@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -16,6 +17,7 @@ from edgewise.compress.fold import fold_batchnorm
 from edgewise.compress.quantization.insert import HOOKS
 from edgewise.deploy.inspect.base import Float
 from edgewise.deploy.inspect.points import MOVE, Point, attention
+from edgewise.models.inputs import blank, is_text
 
 MODULES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "conv"),
@@ -149,20 +151,21 @@ class TorchProbe:
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], label: str = "torch") -> None:
         """Fold a copy, and run it once to see its layers."""
         self.label = label
-        self.input_shape: tuple[int | None, ...] = input_shape
+        self.token_ids = is_text(input_shape)
+        self.input_shape: tuple[int | None, ...] = (None,) if self.token_ids else input_shape
         self._net = copy.deepcopy(model).cpu().eval()
         self.precision = "int8" if hasattr(model, HOOKS) else "float32"
         if self.precision == "float32":
             fold_batchnorm(self._net, input_shape)
         self._wanted: Collection[int] = ()
-        self.points = attention(self._trace(torch.zeros(1, *input_shape))[1].points)
+        self.points = attention(self._trace(torch.from_numpy(blank(input_shape, 1)))[1].points)
 
     def expose(self, wanted: Collection[int]) -> None:
         """Name the points whose values ``run`` is to give."""
         self._wanted = frozenset(wanted)
 
-    def run(self, inputs: Float) -> tuple[Float, dict[int, Float]]:
-        """(N, C, H, W) -> answers, and the exposed points' values."""
+    def run(self, inputs: NDArray[Any]) -> tuple[Float, dict[int, Float]]:
+        """(N, C, H, W), or token ids (N, L) -> answers, and the exposed points' values."""
         out, trace = self._trace(torch.from_numpy(np.ascontiguousarray(inputs)))
         return out.float().numpy(), trace.values
 

@@ -14,6 +14,7 @@ from edgewise import artifact
 from edgewise.advice import Advice, Layer, first_three
 from edgewise.bench.profile import NodeTime, Roof, profile, roof
 from edgewise.errors import DataError, ModelError, RecipeError
+from edgewise.models.inputs import drawn, is_text
 from edgewise.output import print_table
 from edgewise.progress import Tick
 from edgewise.recipe_file import LoadedRecipe, load_recipe
@@ -78,7 +79,7 @@ def advise(path: Path, *, data: Path | None, samples: int, threads: int, tick: T
         graph = Path(folder) / "model.onnx"
         export_float(subject.model, subject.input_shape, graph)
         if task is None:
-            inputs = np.random.default_rng(0).standard_normal((8, *subject.input_shape), dtype=np.float32)
+            inputs = drawn(subject.input_shape, 8, seed=0)
         else:
             inputs = task.splits["train"].read(np.arange(8))
         tick(0, 1, "time of each layer")
@@ -161,7 +162,8 @@ def _layers(subject: Subject, graph: Path, times: Sequence[NodeTime], best: Roof
     from edgewise.deploy.convert.executed import executed_layers
 
     whole = sum(node.ms for node in times)
-    known = executed_layers(onnx.load(graph), [node.name for node in times])
+    length = subject.input_shape[0] if is_text(subject.input_shape) else 1
+    known = executed_layers(onnx.load(graph), [node.name for node in times], length)
     found = []
     for node in times:
         name, macs = known[node.name]

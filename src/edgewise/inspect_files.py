@@ -38,8 +38,8 @@ def inspect_files(
     Args:
         one: what is right: a saved model's folder, ``.onnx``, ``.xml``, ``.tflite`` or a TensorRT bundle.
         other: what is judged, one of the same.
-        inputs: ``.npy`` float32 (N, C, H, W); by default those of the run that one of the two lies in, else random
-            numbers.
+        inputs: ``.npy`` float32 (N, C, H, W) or int64 (N, L); by default those of the run that one of the two lies
+            in, else random numbers.
         samples: how many of them, from the first on.
         tick: told of the progress.
 
@@ -123,6 +123,12 @@ def page(table: dict[str, Any], warnings: list[str], other: Path) -> str:
 
 def _random(probes: list[Probe], samples: int) -> NDArray[np.float32]:
     """(samples, C, H, W) normal numbers of the shape that both take."""
+    if any(probe.token_ids for probe in probes):
+        raise DataError(
+            "it takes token ids, and which there are isn't in the file",
+            where=next(probe.label for probe in probes if probe.token_ids),
+            hint="give inputs, int64 (N, L), with --inputs X.npy",
+        )
     shapes = [probe.input_shape for probe in probes]
     if len(shapes[0]) != len(shapes[1]):
         raise DataError(_differ(probes))
