@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -94,6 +98,11 @@ def label_loss(logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
     if batch.share is None:
         return rows[0].mean()
     return (batch.share * rows[0] + (1 - batch.share) * rows[1]).mean()
+
+
+def as_learnt(targets: NDArray[Any]) -> NDArray[Any]:
+    """Targets of a task as losses take them: class indices int64, numbers of a regression float32."""
+    return np.ascontiguousarray(targets, np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64)
 
 
 def check_labelled(targets: Tensor, who: str, where: str) -> None:

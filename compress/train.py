@@ -27,7 +27,7 @@ from typing_extensions import Required, TypedDict
 
 from edgewise.compress import checkpoint as checkpoints
 from edgewise.compress.config import Fit, Sgd
-from edgewise.compress.lesson import Labels, Lesson
+from edgewise.compress.lesson import Labels, Lesson, as_learnt
 from edgewise.compress.losses.base import Batch
 from edgewise.errors import DataError, ModelError
 from edgewise.models.inputs import trimmed
@@ -403,11 +403,9 @@ def _batch(
 ) -> Batch:
     """The samples ``index`` as ``epoch`` shows them; of texts ``padding`` is the id that says nothing."""
     targets = split.targets
-    # Labels are class indices; numbers of a regression stay numbers.
-    form = np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64
     seen = view(split, index, augment, seed, epoch)
-    partners = None if seen.partners is None else torch.from_numpy(targets[seen.partners].astype(form)).to(device)
-    own = (targets[index] if seen.targets is None else seen.targets).astype(form)
+    partners = None if seen.partners is None else torch.from_numpy(as_learnt(targets[seen.partners])).to(device)
+    own = as_learnt(targets[index] if seen.targets is None else seen.targets)
     inputs = seen.inputs if padding is None else trimmed(seen.inputs, padding)
     if own.ndim == 2:  # of each token
         own = np.ascontiguousarray(own[:, : inputs.shape[1]])

@@ -25,9 +25,10 @@ def dtype_of(shape: Shape) -> str:
 
 
 def blank(shape: Shape, batch: int) -> NDArray[Any]:
-    """``batch`` inputs of one value: images of zeros, or L times the last id, which no tokenizer pads with."""
+    """``batch`` inputs of one value: images of zeros, or L times an id from the middle, for tokenizers pad with one of
+    their first ids, or with one that was added behind the last."""
     if is_text(shape):
-        return np.full((batch, shape[0]), shape[1] - 1, np.int64)
+        return np.full((batch, shape[0]), shape[1] // 2, np.int64)
     return np.zeros((batch, *shape), np.float32)
 
 

@@ -6,7 +6,7 @@ texts are timed follows the data's own lengths. Python >= 3.8, numpy only.
 
 from __future__ import annotations
 
-from typing import Any, List, Optional
+from typing import Any, List
 
 import numpy as np
 
@@ -23,11 +23,11 @@ def lengths(samples: np.ndarray, padding: int) -> np.ndarray:
     return np.where(real.any(axis=1), samples.shape[1] - real[:, ::-1].argmax(axis=1), 1)
 
 
-def cut(samples: np.ndarray, padding: Optional[int], spec: TensorSpec) -> np.ndarray:
-    """``samples`` (N, L) without the padding that all of them end in, but up to a multiple of 8; as they are where
-    ``padding`` isn't told or the file's length is fixed."""
-    if padding is None or not open_length(spec):
-        return np.ascontiguousarray(samples)
+def cut(samples: np.ndarray, padding: int, spec: TensorSpec) -> np.ndarray:
+    """``samples`` (N, L) without the padding that all of them end in, but up to a multiple of 8; as they are where the
+    file's length is fixed."""
+    if not open_length(spec):
+        return samples
     longest = -(-int(lengths(samples, padding).max()) // MULTIPLE) * MULTIPLE
     return np.ascontiguousarray(samples[:, :longest])
 

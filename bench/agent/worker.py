@@ -172,16 +172,18 @@ def do_first(state: State, request: Dict[str, Any]) -> Dict[str, Any]:
     batch, padding, length = request["batch"], request.get("padding"), request.get("length")
     count = max(1, min(FEEDS, len(samples)) // batch)
     spec = state.opened().inputs[0]
-    if length is not None and padding is None:
-        raise MeasureError("only texts have a length, and these samples are none", where="length")
     turns = np.arange(count * batch) % len(samples)
     if padding is not None:
         turns = texts.spread(samples, padding, count * batch)
+    elif length is not None:
+        raise MeasureError("only texts have a length, and these samples are none", where="length")
     for start in range(0, len(turns), batch):
-        fed = np.asarray(samples[turns[start : start + batch]])
-        if length is not None:
+        fed = np.ascontiguousarray(samples[turns[start : start + batch]])
+        if padding is not None and length is not None:
             fed = np.concatenate(texts.of_length(fed, padding, length, spec))
-        state.feeds.append({spec.name: texts.cut(fed, padding, spec)})
+        elif padding is not None:
+            fed = texts.cut(fed, padding, spec)
+        state.feeds.append({spec.name: fed})
     runtimes.check_feeds(state.opened().inputs, state.feeds[0])
     _, took = phase(state.run_next)
     return {"phase": took}
@@ -299,19 +301,20 @@ def _answer(state: State, request: Dict[str, Any], inputs: np.ndarray, index: np
     try:
         spec, output = session.inputs[0], session.outputs[0].name
         rows = []  # type: List[np.ndarray]
-        is_text = request.get("padding") is not None
+        padding = request.get("padding")
         for start in range(0, len(index), batch):
             part = index[start : start + batch]
             # The last batch is filled up with its last sample: a file may have its batch size fixed.
             padded = np.concatenate([part, np.repeat(part[-1:], batch - len(part))])
-            feeds = {spec.name: texts.cut(inputs[padded], request.get("padding"), spec)}
+            fed = np.ascontiguousarray(inputs[padded])
+            feeds = {spec.name: fed if padding is None else texts.cut(fed, padding, spec)}
             if start == 0:
                 runtimes.check_feeds(session.inputs, feeds)
             # A runtime may hand out the same buffer again: copy.
             row = np.array(session.run(feeds)[output], dtype=np.float32)
             if len(row) != batch:
                 raise MeasureError("expected %d answers, got shape %s" % (batch, row.shape), where=output)
-            row = texts.whole(row, inputs.shape[1]) if is_text else row.reshape(batch, -1)
+            row = row.reshape(batch, -1) if padding is None else texts.whole(row, inputs.shape[1])
             rows.append(row[: len(part)])
         return np.concatenate(rows)
     finally:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgewise.compress.config import DropBlocks
-from edgewise.compress.lesson import label_loss
+from edgewise.compress.lesson import as_learnt, label_loss
 from edgewise.compress.losses.base import Batch
 from edgewise.compress.macs import count, evaluating, shown
 from edgewise.compress.pruning.identity import put_identities
@@ -137,7 +137,7 @@ def mean_loss(model: nn.Module, inputs: NDArray[Any], targets: NDArray[Any]) -> 
     total, seen, place = 0.0, 0, 0
     with evaluating(model):
         for batch in _batches(model, inputs):
-            labels = torch.from_numpy(targets[place : place + len(batch)]).to(batch.device)
+            labels = torch.from_numpy(as_learnt(targets[place : place + len(batch)])).to(batch.device)
             known = int((labels != IGNORED).sum())
             index = torch.arange(place, place + len(batch))
             total += known * float(label_loss(model(batch).double(), Batch(batch, labels, index), 0.0))

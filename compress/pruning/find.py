@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgewise.compress.config import Prune
+from edgewise.compress.lesson import as_learnt
 from edgewise.compress.pruning.channels import channel_groups
 from edgewise.compress.pruning.criteria import GRADIENTS, Samples, rank
 from edgewise.compress.pruning.groups import Group, Step
@@ -92,6 +93,6 @@ def _batches(split: Split, wanted: int) -> Samples:
     def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(places), BATCH):
             index = places[start : start + BATCH]
-            yield torch.from_numpy(split.read(index)), torch.from_numpy(np.ascontiguousarray(split.targets[index]))
+            yield torch.from_numpy(split.read(index)), torch.from_numpy(as_learnt(split.targets[index]))
 
     return read()

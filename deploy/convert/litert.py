@@ -280,7 +280,7 @@ def shorten_names(content: bytes) -> bytes:
             # "pkg.Net_net/pkg.Conv2d_conv1;;pkg.Net_net;": the last place that made it, each step a class and a name.
             place = tensor.name.decode().split(";;")[-1].split(";")[0]
             name = "/".join(step.rsplit(".", 1)[-1].partition("_")[2] for step in place.split("/")[1:]) or place
-            name = name.removeprefix("net/")
+            name = re.sub(f"^{OF_LENGTH.pattern}", SIGNATURE, name.removeprefix("net/"))
             seen[name] += 1
             name = name if seen[name] == 1 else f"{name}:{seen[name]}"
             tensor.name = (f"{name}@{number}" if number else name).encode()

@@ -31,6 +31,7 @@ from edgewise.deploy.inspect.open import open_probe
 from edgewise.deploy.inspect.points import Point
 from edgewise.deploy.inspect.sums import Layer, Sum
 from edgewise.errors import DataError
+from edgewise.models.inputs import form_of
 from edgewise.progress import Tick, silent
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def compare_layers(
         RuntimeMissing: a file's runtime isn't installed.
         DataError: no inputs, or of another shape than a file takes.
     """
-    shape = tuple(inputs.shape[1:])
+    shape = form_of(inputs)
     # A probe is taken as it is, and torch isn't loaded to tell it from a module.
     probes: list[Probe] = [
         cast("Probe", source) if hasattr(source, "expose") else open_probe(source, shape) for source in (one, other)

@@ -63,7 +63,7 @@ class LitertSession:
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in self._out}
 
-    def stream(self) -> LitertSession:
+    def stream(self) -> Opened:
         """One more interpreter of the same file."""
         path, options, streams = self._opened
         streams.take()

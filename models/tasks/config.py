@@ -165,7 +165,9 @@ class TextFiles(Words):
         description="texts that only the teacher answers; labels may be missing; .txt: one text a line, without names",
     )
     transfer_limit: int | None = Field(
-        None, ge=1, description="use only so many transfer texts, evenly spaced in their file; their labels are not asked"
+        None,
+        ge=1,
+        description="use only so many transfer texts, evenly spaced in their file; their labels are not asked",
     )
     text: str | tuple[str, str] = Field("sentence", description="the column of the text, or two of a pair")
     label: str = Field("label", description="the column of the label")
@@ -196,7 +198,9 @@ class TaggedFiles(Words):
         None, description="sentences that only the teacher tags: lines of one column, the word, or tagged ones as well"
     )
     transfer_limit: int | None = Field(
-        None, ge=1, description="use only so many transfer texts, evenly spaced in their file; their labels are not asked"
+        None,
+        ge=1,
+        description="use only so many transfer texts, evenly spaced in their file; their labels are not asked",
     )
     labels: tuple[str, ...] | None = Field(
         None, description="the tags in order; left out: those of the training file, O first, then sorted"

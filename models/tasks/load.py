@@ -31,7 +31,7 @@ from edgewise.models.tasks.image_folder import list_images, load_image_folder
 from edgewise.models.tasks.text.files import files_of, load_text_files
 from edgewise.models.tasks.text.masked import load_masked_text
 from edgewise.models.tasks.text.tags import load_tagged_files
-from edgewise.models.tasks.text.tokenizer import file_of
+from edgewise.models.tasks.text.tokenizer import file_of, unusual
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -104,12 +104,13 @@ def _of_text(config: TextFiles | TaggedFiles | MaskedText) -> str:
 
 
 def _of_tokenizer(config: Words) -> list[str]:
-    """The tokenizer's file, and the library that reads it."""
+    """The tokenizer's file, the library that reads it, and what the files beside it call special tokens."""
     try:
         library = version("tokenizers")
     except PackageNotFoundError:
         library = "none"  # loading says how to get it
-    return [_of_file(file_of(config.tokenizer)), library]
+    named = unusual(config.tokenizer)
+    return [_of_file(file_of(config.tokenizer)), library, *([json.dumps(named, sort_keys=True)] if named else [])]
 
 
 def _of_images(config: ImageFolder) -> str:

@@ -123,6 +123,7 @@ class Bert(nn.Module):
         self.padding = config.padding
         self.answers = config.answers
         self.pooling = config.pooling
+        self.fresh_head = True  # until a checkpoint's is taken
         self.embeddings = Embeddings(config, words, config.positions or length)
         self.blocks = Blocks(*(Block(config) for _ in range(config.layers)))
         pooled = config.answers == "sequence" and config.pooler != "none"

@@ -17,11 +17,14 @@ TYPES = "embeddings.token_type_embeddings.weight"
 LEFTOVER = "position_ids"  # a buffer that older checkpoints saved
 
 
-def fill(net: Bert, family: Family, found: Mapping[str, Tensor], *, labelled: bool, where: str) -> None:
+def fill(net: Bert, family: Family, found: Mapping[str, Tensor], *, labelled: bool, where: str) -> bool:
     """Load ``found``, by the folder's plain names, into ``net``; what stands behind the encoder only where it fits, it
     is left fresh else. Nothing is changed where an error is raised.
 
     ``labelled``: the folder was trained for answers such as the net's, so its head may be taken.
+
+    Returns:
+        Whether the head was taken.
 
     Raises:
         WeightsError: a tensor of the encoder is missing, unknown, of another shape, or not finite.
@@ -31,7 +34,8 @@ def fill(net: Bert, family: Family, found: Mapping[str, Tensor], *, labelled: bo
     _check_names(net, family, names, found, where)
     expected = net.state_dict()
     state = _encoder(net, family, names, found, expected)
-    state |= _behind(net, family, found, expected, labelled)
+    behind = _behind(net, family, found, expected, labelled)
+    state |= behind
     state = {name: value.to(torch.float32) for name, value in state.items()}
     weights.check_finite(state, where)
     wrong = [
@@ -44,6 +48,7 @@ def fill(net: Bert, family: Family, found: Mapping[str, Tensor], *, labelled: bo
             f"{len(wrong)} tensors of another shape ({weights.few(wrong, '; ')})", where=where, hint=_HINT
         )
     net.load_state_dict({**expected, **state})
+    return any(name.startswith("head.") for name in behind)
 
 
 _HINT = "the folder's config.json speaks of another net: fetch or save it again"

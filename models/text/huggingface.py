@@ -43,7 +43,7 @@ def build_folder(config: HuggingFace, input_shape: Shape, classes: int) -> nn.Mo
     _check_length(described, settings, family, input_shape[0], folder)
     net = bert(described, input_shape, classes)
     labelled = _for_labels(settings, LABELLED[config.answers])
-    fill(net, family, found, labelled=labelled, where=str(folder))
+    net.fresh_head = not fill(net, family, found, labelled=labelled, where=str(folder))
     return net
 
 
@@ -129,7 +129,7 @@ def _for_labels(settings: Mapping[str, Any], task: str) -> bool:
 
 
 def _check_length(config: BertConfig, settings: Mapping[str, Any], family: Family, length: int, folder: Path) -> None:
-    rows = settings.get("max_position_embeddings", 0) - family.first_position(config.padding)
+    rows = int(settings.get("max_position_embeddings") or 0) - family.first_position(config.padding)
     if rows < length:
         raise ModelError(
             f"the task's texts have up to {length} tokens, the checkpoint has places for {rows}",

@@ -78,10 +78,7 @@ def advise(path: Path, *, data: Path | None, samples: int, threads: int, tick: T
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         export_float(subject.model, subject.input_shape, graph)
-        if task is None:
-            inputs = drawn(subject.input_shape, 8, seed=0)
-        else:
-            inputs = task.splits["train"].read(np.arange(8))
+        inputs = drawn(subject.input_shape, 8, seed=0) if task is None else task.splits["train"].read(np.arange(8))
         tick(0, 1, "time of each layer")
         times, best = profile(graph, inputs, threads=threads), roof(threads)
         layers = _layers(subject, graph, times, best)

@@ -219,10 +219,11 @@ def read_inputs(path: Path) -> NDArray[Any]:
         raise DataError("no such file", where=str(path)) from None
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"expected a .npy file of {INPUTS}: {error}", where=str(path)) from None
-    plain = isinstance(array, np.ndarray) and array.ndim > 1 and len(array) > 0
-    if not plain or not (array.dtype == np.float32 or (array.dtype == np.int64 and array.ndim == 2)):
-        kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an .npz"
-        raise DataError(f"expected {INPUTS}, got {kind}", where=str(path))
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"expected {INPUTS}, got an .npz", where=str(path))
+    known = array.dtype == np.float32 or (array.dtype == np.int64 and array.ndim == 2)
+    if not known or array.ndim < 2 or not len(array):
+        raise DataError(f"expected {INPUTS}, got {array.dtype} {array.shape}", where=str(path))
     return array
 
 

@@ -71,6 +71,7 @@ CONVERT: dict[RuntimeName, tuple[str, ...]] = {
 NOT_IN_KEYS: Any = {
     "weights": True,
     "path": True,
+    "augment": {"embeddings"},
     "model": {"path"},  # an ONNX file's bytes are among a step's inputs
     "peers": {"__all__": {"path"}},
     "fit": {"checkpoint_every"},
@@ -271,20 +272,24 @@ def latency_goal(config: Any) -> Latency | None:
 
 
 def wanted_files(recipe: Recipe, teacher: str, float_model: str, quantized: str | None) -> list[Wanted]:
-    """The files to convert. For each runtime the float teacher (the reference), the float student (the parent), and
-    what was asked for. TensorRT's engines are built and timed on the device, so where it is the only target the float
-    files are made for ONNX Runtime, to have something to measure here."""
+    """The files to convert. For each runtime the float teacher (the reference), the float student (the parent, and the
+    reference too where the teacher has its own tokenizer), and what was asked for. TensorRT's engines are built and
+    timed on the device, so where it is the only target the float files are made for ONNX Runtime, to have something to
+    measure here."""
     files: list[Wanted] = []
     targets = {target.runtime: target.precisions for target in recipe.deploy.targets}
     if set(targets) == {"tensorrt"}:
         targets = {**targets, "onnxruntime": ()}
     small = "student" if float_model != teacher else "teacher"
+    # A device gives all files the same ids: a teacher that reads others is none to be measured beside them.
+    own = recipe.teacher.tokenizer is not None
     for runtime, precisions in targets.items():
-        reference = f"{runtime}-float32-teacher" if runtime != "tensorrt" else ""
+        first, form = (float_model, small) if own else (teacher, "teacher")
+        reference = "" if runtime == "tensorrt" else f"{runtime}-float32" + ("" if own else "-teacher")
         parent = f"{runtime}-float32" if small == "student" and reference else reference
         if reference:
-            forms = _forms(runtime, "float32", "teacher")
-            files.append(Wanted(reference, runtime, "float32", "reference", reference, parent, teacher, forms))
+            forms = _forms(runtime, "float32", form)
+            files.append(Wanted(reference, runtime, "float32", "reference", reference, parent, first, forms))
         if parent != reference:
             role = "candidate" if "float32" in precisions else "parent"
             forms = _forms(runtime, "float32", small)
@@ -314,9 +319,11 @@ def _inputs(recipe: Recipe, config: Any) -> dict[str, str]:
     if getattr(config, "weights", None) is not None:
         found["weights"] = artifact.sha256_file(config.weights)
     if getattr(config, "tokenizer", None) is not None:
-        from edgewise.models.tasks.text.tokenizer import file_of
+        from edgewise.models.tasks.text.tokenizer import file_of, unusual
 
         found["tokenizer"] = artifact.sha256_file(file_of(config.tokenizer))
+        if named := unusual(config.tokenizer):
+            found["special tokens"] = artifact.sha256_json(named)
     from edgewise.models.factory import source_digest
 
     for place, model in enumerate((getattr(config, "model", None), *getattr(config, "peers", ()))):

@@ -16,6 +16,7 @@ from edgewise.artifact import Artifact
 from edgewise.compress.saved import load_model
 from edgewise.errors import EdgewiseError
 from edgewise.models.tasks.load import load_task
+from edgewise.plan import wanted_files
 from edgewise.recipe import Recipe
 from edgewise.stages import teach
 from edgewise.stages.rehearse import rehearse
@@ -114,6 +115,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "layers of other tokens": ({"losses": [{"kind": "hidden_cosine"}]}, {"own": True}, "followed by hidden_cosine"),
     "a map of tokens": ({"losses": [{"kind": "fitnet", "layers": ["blocks.0"]}]}, {}, "can't tell tokens from padding"),
     "maps": ({"losses": [{"kind": "simkd"}]}, {}, "texts"),
+    "two classes": ({"losses": [{"kind": "dkd"}]}, {}, "at least 3 classes"),
+    "two classes of another's tokens": ({"losses": [{"kind": "dkd"}]}, {"own": True}, "at least 3 classes"),
 }
 
 
@@ -125,6 +128,76 @@ def test_it_is_refused_before_anything_is_trained(what: str, tmp_path: Path, wor
     with pytest.raises(EdgewiseError, match=reason) as caught:
         rehearse(asked, load_task(asked.task))
     assert "stages[0]" in caught.value.where
+
+
+TOKENS = {"model": {**BERT, "answers": "token"}}
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "tags for a text": ({}, {"teacher": TOKENS, "student": TOKENS}, r"one answer a text.*gives \(8, 2\)"),
+    "classes for a number": ({}, {"task": {"regress": True}}, "at least 2 classes, got 1"),
+    "a number is not smoothed": (
+        {"losses": [{"kind": "regression"}], "fit": {**FIT, "label_smoothing": 0.1}},
+        {"task": {"regress": True}},
+        "can't be smoothed",
+    ),
+    "a number is not wrong": (
+        {"losses": [{"kind": "logit_mse"}], "teacher_wrong": "drop"},
+        {"task": {"regress": True}},
+        "answers are numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_the_task_is_refused(what: str, tmp_path: Path, word_pieces: Callable[..., Path]) -> None:
+    stage, changed, reason = WRONG[what]
+    asked = recipe(tmp_path, word_pieces(PIECES), stage, **changed)
+    with pytest.raises(EdgewiseError, match=reason):
+        rehearse(asked, load_task(asked.task))
+
+
+def test_the_other_teachers_are_looked_at_too(tmp_path: Path, word_pieces: Callable[..., Path]) -> None:
+    others = [{"model": {**BERT, "padding": 3}, "train": FIT}]
+    asked = recipe(tmp_path, word_pieces(PIECES), {"ensemble": {"teachers": others}})
+    with pytest.raises(EdgewiseError, match=r"ensemble\.teachers\[0\].*takes token 3 for padding"):
+        rehearse(asked, load_task(asked.task))
+
+
+def test_a_checkpoint_without_a_head_must_learn_first(tmp_path: Path, word_pieces: Callable[..., Path]) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    settings = transformers.BertConfig(vocab_size=11, **sizes)
+    for kind, ready in ((transformers.BertModel, False), (transformers.BertForSequenceClassification, True)):
+        folder = tmp_path / kind.__name__
+        kind(settings).save_pretrained(folder)
+        teacher = {"model": {"kind": "huggingface", "path": folder}, "train": None}
+        asked = recipe(tmp_path, word_pieces(PIECES), {}, teacher=teacher)
+        if ready:
+            rehearse(asked, load_task(asked.task))
+        else:
+            with pytest.raises(EdgewiseError, match="no head for the task's labels"):
+                rehearse(asked, load_task(asked.task))
+
+
+def test_inputs_are_ids_where_openvino_is_asked_what_it_quantizes(
+    tmp_path: Path, word_pieces: Callable[..., Path]
+) -> None:
+    deploy = {"targets": [{"runtime": "openvino", "precisions": ["int8_dynamic"]}]}
+    asked = recipe(tmp_path, word_pieces(PIECES), {}, deploy=deploy)
+    rehearse(asked, load_task(asked.task))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_only_files_that_read_the_task_s_tokens_are_made(
+    own: bool, tmp_path: Path, word_pieces: Callable[..., Path]
+) -> None:
+    teacher = {"tokenizer": word_pieces(OTHERS)} if own else {}
+    asked = recipe(tmp_path, word_pieces(PIECES), {}, teacher=teacher)
+    files = wanted_files(asked, "teacher", "1-distill", None)
+    assert {file.against for file in files} == ({"1-distill"} if own else {"teacher", "1-distill"})
+    assert len({file.name for file in files}) == len(files)
+    reference = "onnxruntime-float32" if own else "onnxruntime-float32-teacher"
+    assert {file.reference for file in files} == {reference}
+    assert [file.exports for file in files if file.name == reference] == [("student",) if own else ("teacher",)]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,10 @@ def test_a_run_depends_on_what_is_in_the_files_alone(recipe: Path, tmp_path: Pat
     tokenizer.write_text(tokenizer.read_text() + "\n")
     after = keys(recipe, tmp_path / "elsewhere")
     assert all(after[name] != before[name] for name in ("samples", "teacher"))
+    # the padding token may be named beside it
+    (tokenizer.parent / "tokenizer_config.json").write_text('{"pad_token": "[UNK]"}')
+    named = keys(recipe, tmp_path / "elsewhere")
+    assert all(named[name] != after[name] for name in ("samples", "teacher"))
 
 
 def test_other_metrics_have_an_interval(recipe: Path) -> None:

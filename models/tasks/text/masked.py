@@ -144,12 +144,14 @@ def load_masked_text(config: MaskedText) -> Task:
         notes += told_of(name, whole, tokenizer, pair=False, where=[rows[source].where(row) for row in index])
         splits[name] = Masked(whole, tokenizer, config.chance, config.seed)
     most = ANSWERS_BYTES // (4 * config.max_length * tokenizer.size)
-    if len(splits["test"].ids) > most:
+    for name in [name for name in ("val", "test") if name in splits and len(splits[name].ids) > most]:
+        key = "test_limit" if name == "test" else "val_size" if config.val is None else "val"
+        fewer = f"set it to {most} or less" if key != "val" else f"give it {most} texts or fewer"
         raise DataError(
-            f"each test text is answered with {config.max_length} x {tokenizer.size} numbers, so {most} texts are "
-            f"{ANSWERS_BYTES >> 30} GiB; there are {len(splits['test'].ids)}",
-            where="task.test_limit",
-            hint=f"set it to {most} or less" if most > 1 else "lower max_length",
+            f"each {name} text is answered with {config.max_length} x {tokenizer.size} numbers, so {most} texts are "
+            f"{ANSWERS_BYTES >> 30} GiB; there are {len(splits[name].ids)}",
+            where=f"task.{key}",
+            hint=fewer if most > 1 else "lower max_length",
         )
     names = [tokenizer.inner.id_to_token(piece) or f"id {piece}" for piece in range(tokenizer.size)]
     return Task(

@@ -104,6 +104,16 @@ def file_of(path: Path) -> Path:
     return path
 
 
+def unusual(path: Path) -> dict[str, str]:
+    """Special tokens that files beside the tokenizer name, but for those that are looked for anyway: with the
+    tokenizer's own file they decide its ids.
+
+    Raises:
+        DataError: there is no tokenizer.
+    """
+    return {key: name for key, name in _beside(file_of(path)).items() if name not in (*PADDING, *MASK)}
+
+
 def read_tokenizer(path: Path) -> Tokenizer:
     """A ``tokenizer.json``, or a folder with one; its padding token may be named in the files beside it.
 

@@ -5,6 +5,8 @@ sample is read."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +28,20 @@ from edgewise.compress.config import (
     PruneVocabulary,
     Quantize,
     SelfDistill,
+    Source,
 )
 from edgewise.compress.losses import Custom
 from edgewise.compress.schedule import numbers
 from edgewise.errors import EdgewiseError, RecipeError
 from edgewise.models.config import ModelConfig
-from edgewise.models.inputs import drawn, is_text
+from edgewise.models.inputs import Shape, blank, drawn, is_text
 from edgewise.models.tasks.base import UNLABELLED, Task, TextSplit, shape_of
 from edgewise.models.tasks.config import TaskFactory
 from edgewise.profiles import DEFAULT_ROUND_TO
 from edgewise.recipe import Recipe, check_mixing
 from edgewise.recipe_yaml import dotted, named
 from edgewise.stages.mixed import FEWEST
-from edgewise.stages.words import check_reads, kept_anyway
+from edgewise.stages.words import check_answers, check_reads, check_taught, kept_anyway
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,12 +64,10 @@ def rehearse(recipe: Recipe, task: Task) -> None:
 
 
 def _check_data(recipe: Recipe, task: Task) -> None:
-    runs = {"teacher.train": recipe.teacher.train}
+    sources = {"teacher": recipe.teacher} | _ensemble(recipe)
+    runs = {f"{where}.train": source.train for where, source in sources.items()}
     for place, stage in enumerate(recipe.stages):
         runs[f"stages[{place}].fit"] = getattr(stage, "fit", None)
-        ensemble = getattr(stage, "ensemble", None)
-        for number, source in enumerate(ensemble.teachers if ensemble else ()):
-            runs[f"stages[{place}].ensemble.teachers[{number}].train"] = source.train
         if isinstance(stage, Quantize) and stage.mixed is not None:
             left = len(task.splits["train"].ids) - stage.calibration_samples
             if left < FEWEST:
@@ -84,8 +85,18 @@ def _check_data(recipe: Recipe, task: Task) -> None:
             )
         if isinstance(stage, Offline) and stage.split == "transfer":
             _check_transfer(stage, task, f"stages[{place}]")
-    _check_tokenizers(recipe)
+        if isinstance(stage, Lessons) and stage.teacher_wrong != "none" and task.kind == "regress":
+            raise RecipeError(
+                "whether the teacher is wrong is not known of a task whose answers are numbers",
+                where=f"stages[{place}].teacher_wrong",
+                hint="set it to none",
+            )
+    _check_tokenizers(recipe, task)
     for where, run in runs.items():
+        if run is not None and run.label_smoothing and task.kind == "regress":
+            raise RecipeError(
+                "labels that are numbers can't be smoothed", where=f"{where}.label_smoothing", hint="set it to 0"
+            )
         if run is not None and run.early_stop is not None and "val" not in task.splits:
             own = isinstance(recipe.task, TaskFactory)
             raise RecipeError(
@@ -123,8 +134,16 @@ def _check_transfer(stage: Offline, task: Task, where: str) -> None:
         )
 
 
-def _check_tokenizers(recipe: Recipe) -> None:
+def _check_tokenizers(recipe: Recipe, task: Task) -> None:
     """A teacher that reads other tokens can be asked for answers alone; what is deployed reads the task's."""
+    sources = {"teacher": recipe.teacher} | _ensemble(recipe)
+    own = [where for where, source in sources.items() if source.tokenizer is not None]
+    if own and task.kind == "tag":
+        raise RecipeError(
+            "the task asks for an answer to each token, and a teacher with its own tokenizer has other tokens",
+            where=f"{own[0]}.tokenizer",
+            hint="take a teacher with the task's tokenizer",
+        )
     if recipe.teacher.tokenizer is None:
         return
     if recipe.student is None:
@@ -141,6 +160,16 @@ def _check_tokenizers(recipe: Recipe) -> None:
                 where=f"stages[{place}]",
                 hint="distil with kd or logit_mse, or take a teacher with the task's tokenizer",
             )
+
+
+def _ensemble(recipe: Recipe) -> dict[str, Source]:
+    """The teachers beside the first, by their place in the recipe."""
+    found = {}
+    for place, stage in enumerate(recipe.stages):
+        ensemble = getattr(stage, "ensemble", None)
+        for number, source in enumerate(ensemble.teachers if ensemble else ()):
+            found[f"stages[{place}].ensemble.teachers[{number}]"] = source
+    return found
 
 
 def _check_layers(recipe: Recipe, task: Task) -> None:
@@ -166,17 +195,24 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
         net = build(config, task.input_shape if own is None else shape_of(split), len(task.classes))
         if isinstance(split, TextSplit):
             check_reads(config, net, split.padding, own or getattr(recipe.task, "tokenizer", None))
+            check_answers(config, net, task, shape_of(split))
         return net
 
     samples = len(task.splits["train"].ids)
     own = recipe.teacher.tokenizer
     teacher = built(recipe.teacher.model, own)
+    with _at("teacher"):
+        check_taught(recipe.teacher, teacher)
     model = built((recipe.student or recipe.teacher).model)
+    if is_text(task.input_shape):
+        for where, source in _ensemble(recipe).items():
+            with _at(where):
+                check_taught(source, built(source.model, source.tokenizer))
     for place, stage in enumerate(recipe.stages):
         smaller = any(isinstance(before, Prune | DropBlocks) for before in recipe.stages[:place])
         trains = not isinstance(stage, Prune) or stage.fit is not None
         losses: tuple[Any, ...] = stage.losses if isinstance(stage, Lessons) and trains else ()
-        try:
+        with _at(f"stages[{place}] ({stage.kind})"):
             for loss in losses:
                 if isinstance(loss, Custom):
                     factory.resolve(loss.loss, error=RecipeError)
@@ -208,17 +244,25 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
             for ours, theirs in pairs if losses and not itself else ():
                 for loss in losses if isinstance(stage, Offline) else ():
                     loss.edit(ours, theirs, task.input_shape)
+                other = None
                 if theirs is teacher and own is not None:
                     check_answers_alone(losses)
-                    continue
+                    other = shape_of(_texts(task).encoded(own))
                 signals = Signals(losses, ours, theirs, input_shape=task.input_shape, samples=samples)
-                _call_once(signals, ours, theirs, task, stage)
+                _call_once(signals, ours, theirs, task, stage, other)
             if isinstance(stage, Assistant):
                 teacher, own = learns, None
-        except EdgewiseError as error:
-            where = f"stages[{place}] ({stage.kind})" + (f", {error.where}" if error.where else "")
-            raise type(error)(error.message, where=where, hint=error.hint) from error
     _check_dynamic(recipe, model, task)
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Errors say that they are about this part of the recipe."""
+    try:
+        yield
+    except EdgewiseError as error:
+        where += f", {error.where}" if error.where else ""
+        raise type(error)(error.message, where=where, hint=error.hint) from error
 
 
 def _check_dynamic(recipe: Recipe, model: nn.Module, task: Task) -> None:
@@ -239,7 +283,7 @@ def _check_dynamic(recipe: Recipe, model: nn.Module, task: Task) -> None:
         if isinstance(layer, torch.nn.Linear):
             layer.register_forward_pre_hook(lambda _, args: rows.append(args[0].numel() // args[0].shape[-1]))
     with evaluating(model):
-        model(torch.zeros(1, *task.input_shape))
+        model(torch.from_numpy(blank(task.input_shape, 1)))
     if max(rows, default=1) == 1:
         raise RecipeError(
             "OpenVINO quantizes the inputs of matrix products of more than one row as it runs, and this net has none: "
@@ -265,8 +309,11 @@ def _known_goal(stage: DropBlocks, pruned: bool) -> DropBlocks:
     return DropBlocks(kind="drop_blocks", count=stage.count or 1, criterion="last")
 
 
-def _call_once(signals: Signals, student: nn.Module, teacher: nn.Module, task: Task, stage: Any) -> None:
-    """Every loss on a few images of noise: one that can't be computed is told now."""
+def _call_once(
+    signals: Signals, student: nn.Module, teacher: nn.Module, task: Task, stage: Any, other: Shape | None
+) -> None:
+    """Every loss on a few samples of noise: one that can't be computed is told now. ``other``: what the teacher's
+    samples look like, where they are not the student's."""
     import torch
 
     from edgewise.compress.losses.base import Batch
@@ -281,7 +328,7 @@ def _call_once(signals: Signals, student: nn.Module, teacher: nn.Module, task: T
     with tapped(student, signals.student_layers) as ours, tapped(teacher, signals.teacher_layers) as theirs:
         logits = student.eval()(inputs)
         with torch.no_grad():
-            answers = teacher.eval()(inputs)
+            answers = teacher.eval()(inputs if other is None else torch.from_numpy(drawn(other, len(index), seed=0)))
         check_classes(logits, answers)
         batch = Batch(inputs, targets, index, mask=mask)
         terms = signals((logits, ours), ([answers], theirs), batch, active=list(signals.losses))

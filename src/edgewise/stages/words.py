@@ -1,13 +1,15 @@
-"""Whether a net and a tokenizer speak of the same words, and which words no pruning may take."""
+"""Whether a net and a tokenizer speak of the same words, whether a net answers what a task asks, and which words no
+pruning may take."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.compress.config import PruneVocabulary
+from edgewise.compress.config import PruneVocabulary, Source
 from edgewise.errors import ModelError
 from edgewise.models.config import HuggingFace
+from edgewise.models.inputs import Shape, blank
 from edgewise.models.tasks.base import Task, TextSplit
 from edgewise.models.tasks.config import TaskConfig
 
@@ -36,6 +38,28 @@ def check_reads(config: Any, net: nn.Module, padding: int, tokenizer: Path | Non
         _check_words(config, tokenizer)
 
 
+def check_answers(config: Any, net: nn.Module, task: Task, shape: Shape) -> None:
+    """The net must answer as often as the task asks: once a text, or once a token of it.
+
+    Raises:
+        ModelError: it doesn't.
+    """
+    from edgewise.compress.macs import evaluating, shown
+
+    with evaluating(net):
+        found = tuple(net(shown(net, blank(shape, 1))).shape)
+    each = task.kind == "tag"
+    if found == ((1, shape[0], len(task.classes)) if each else (1, len(task.classes))):
+        return
+    wanted = "vocabulary" if each and len(task.classes) == shape[1] else "token" if each else "sequence"
+    raise ModelError(
+        f"the task asks for {'an answer to each token' if each else 'one answer a text'} with {len(task.classes)} "
+        f"numbers, and the net gives {found[1:]}",
+        where=f"{config.kind}.answers",
+        hint=f"say answers: {wanted}" if "answers" in type(config).model_fields else "change what its forward gives",
+    )
+
+
 def _check_words(config: HuggingFace, tokenizer: Path) -> None:
     from edgewise.models.tasks.text.tokenizer import FILE, read_tokenizer
     from edgewise.models.text.folder import located
@@ -52,6 +76,21 @@ def _check_words(config: HuggingFace, tokenizer: Path) -> None:
                 where=str(folder),
                 hint="give the task the tokenizer that lies in the checkpoint's folder",
             )
+
+
+def check_taught(source: Source, net: nn.Module) -> None:
+    """A checkpoint whose head knows the task may teach as it is; another must learn the task first.
+
+    Raises:
+        ModelError: it has no such head, and is not to learn.
+    """
+    ready = not isinstance(source.model, HuggingFace) or source.weights is not None or source.train is not None
+    if not ready and getattr(net, "fresh_head", True):
+        raise ModelError(
+            "the checkpoint has no head for the task's labels, and an untrained one teaches nothing",
+            where="model",
+            hint="give train, or a checkpoint that was fine-tuned on as many labels",
+        )
 
 
 def kept_anyway(recipe: TaskConfig, task: Task, config: PruneVocabulary) -> tuple[frozenset[int], int]:

@@ -140,3 +140,8 @@ def test_macs_of_encoders_by_hand() -> None:
     assert count(made(), SHAPE).macs == LENGTH * 8 * 32 + 3 * block + 32 * 32 + 32 * 3
     lstm = BiLstm(embedding=6, hidden=5, dense=7)
     assert count(made(lstm), SHAPE).macs == 2 * LENGTH * 4 * 5 * (6 + 5) + 10 * 7 + 7 * 3
+
+
+def test_labels_may_be_of_any_whole_type() -> None:
+    net, labels = made(), np.arange(6) % 3
+    assert mean_loss(net, texts(), labels.astype(np.int32)) == mean_loss(net, texts(), labels.astype(np.int64))

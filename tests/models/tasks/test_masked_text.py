@@ -109,7 +109,10 @@ def test_answers_that_fit_nowhere_are_refused(config: MaskedText, monkeypatch: p
     with pytest.raises(DataError, match=r"24 x 105 numbers.*there are 50") as told:
         load.load_task(config)
     assert "set it to 49" in told.value.hint
-    assert len(load.load_task(config.model_copy(update={"test_limit": 49})).splits["test"].ids) == 49
+    few = config.model_copy(update={"test_limit": 49})
+    assert len(load.load_task(few).splits["test"].ids) == 49
+    with pytest.raises(DataError, match=r"task\.val_size.*each val text.*there are 60"):
+        load.load_task(few.model_copy(update={"val_size": 60}))
 
 
 def test_what_can_not_be_masked_is_refused(config: MaskedText, word_pieces: Callable[..., Path]) -> None:
