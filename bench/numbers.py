@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgewise.bench import stats
 from edgewise.bench.record import Measurement, Results
+from edgewise.errors import ArtifactError
 
 Clock = Literal["wall", "cpu"]
 
@@ -124,6 +125,16 @@ def accuracy_drop(
 def discordant(reference: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[int, int]:
     """How many samples only ``reference`` has right, and only ``other``; for scores that aren't 0/1, is better at."""
     return int((reference > other).sum()), int((reference < other).sum())
+
+
+def flippable(results: Results, name: str) -> bool:
+    """Whether the file's answers can flip: one number, as a regression gives, is only nearer or further. Where only
+    scores were kept, they are what is compared."""
+    try:
+        outputs = results.outputs(name)
+    except ArtifactError:
+        return True
+    return outputs is None or outputs.ndim < 2 or outputs.shape[-1] > 1
 
 
 def qps(measurement: Measurement, *, confidence: float = 0.95) -> tuple[stats.Interval, int]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgewise.bench import stats
 from edgewise.bench.gate.found import Finding, TooFew, Unusable, more, reference, scores
 from edgewise.bench.gate.verdict import CONFIDENCE
-from edgewise.bench.numbers import discordant
+from edgewise.bench.numbers import discordant, flippable
 from edgewise.bench.record import FileUnderTest, Results
 
 Scores = NDArray[np.float32]
@@ -32,6 +32,8 @@ def drop(results: Results, file: FileUnderTest) -> Finding:
 
 def flips(results: Results, file: FileUnderTest) -> Finding:
     """The share of samples that one of the two has right and the other wrong."""
+    if not flippable(results, file.name):
+        raise Unusable("answers that are one number have nothing to flip; check max_accuracy_drop_pp")
     theirs, mine = pair(results, file)
     return of_flips(theirs, mine, reference(results, file).name)
 

@@ -15,6 +15,7 @@ from edgewise.bench.numbers import (
     accuracy_drop,
     clock_of,
     discordant,
+    flippable,
     load_ms,
     paired_scores,
     peak_memory,
@@ -115,6 +116,8 @@ def _accuracy(results: Results, file: FileUnderTest, *, scored: bool) -> dict[st
     drop = accuracy_drop(results, file.reference, file.name) if pair else None
     if pair is None or drop is None:
         return row
+    if not flippable(results, file.name):
+        return {**row, "drop_pp": interval_of(drop, 100)}
     lost, won = discordant(*pair)
     told = {"flips": lost + won, "flip_share": (lost + won) / len(pair[0]), "lost": lost, "won": won}
     return {**row, **told, "drop_pp": interval_of(drop, 100), "mcnemar_p": stats.mcnemar_p(lost, won)}

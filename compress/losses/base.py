@@ -171,7 +171,7 @@ class LogitLoss(Loss):
         least = max(self.least_classes, 3 if self.standardize else 2)
         if ours.shape[-1] < least:
             what = f"{self.kind} with standardize" if self.standardize else self.kind
-            other = "use kd or logit_mse" if ours.shape[-1] == 2 else "use multi_label or regression"
+            other = "use kd or logit_mse" if ours.shape[-1] == 2 else "use the loss regression, or multi_label"
             if ours.shape[-1] >= max(self.least_classes, 2):
                 other = "leave standardize out"
             raise ValueError(f"{what} needs at least {least} classes, got {ours.shape[-1]}; {other}")

@@ -71,7 +71,9 @@ class LitertProbe:
         self.batch = 1
         self._inside = _interpreter(path)
         # Of a file for texts the layers are those of its first graph, the longest.
-        self.input_shape: tuple[int | None, ...] = tuple(int(size) for size in self._inside.get_input_details()[0]["shape"][1:])
+        self.input_shape: tuple[int | None, ...] = tuple(
+            int(size) for size in self._inside.get_input_details()[0]["shape"][1:]
+        )
         details = {detail["index"]: detail for detail in self._inside.get_tensor_details()}
         self._details = {str(index): detail for index, detail in details.items()}
         ops, kinds = _ops(path)

@@ -269,8 +269,12 @@ def _tell_accuracy(made: Artifact, held: Artifact, console: Console) -> None:
     if "accuracy" not in metrics:
         return
     value, low, high = (100 * metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
-    console.line(f"{made.name}: {value:.2f} % of {metrics['samples']} test samples ({low:.2f} to {high:.2f})")
-    guessing = 100 / len(json.loads(held.file("samples.json").read_text())["classes"])
+    about = json.loads(held.file("samples.json").read_text())
+    named = "" if about["metric"] == "accuracy" else f", {about['metric']}"
+    console.line(f"{made.name}: {value:.2f} % of {metrics['samples']} test samples ({low:.2f} to {high:.2f}){named}")
+    if len(about["classes"]) < 2:  # a grade: there is no guessing one of several
+        return
+    guessing = 100 / len(about["classes"])
     trained = made.file("history.json").exists()
     if trained and low < guessing + 0.1 * (100 - guessing):
         console.warn(

@@ -66,3 +66,24 @@ def test_shapes_must_agree() -> None:
         sqnr_db(np.ones((0, 3)), np.ones((0, 3)))
     with pytest.raises(MeasureError, match="N, K"):
         flips(np.ones(3), np.ones(3))
+
+
+def test_answers_for_tokens_flip_where_one_word_that_counts_does() -> None:
+    random = np.random.default_rng(0)
+    reference = random.standard_normal((4, 5, 3))
+    judged = np.ones((4, 5), bool)
+    judged[:, 4] = judged[3] = False
+    other = reference.copy()
+    for sample, token in ((0, 1), (0, 2), (1, 4), (3, 0)):  # the last two don't count
+        other[sample, token] = np.roll(reference[sample, token], 1)
+    found = compare(reference, other, judged)
+    assert (found.n, found.flips) == (4, 1)
+    assert found.sqnr_db == pytest.approx(sqnr_db(reference[judged], other[judged]))
+    assert found.max_abs == pytest.approx(np.abs(reference[0, 1:3] - other[0, 1:3]).max())
+    assert compare(reference, other).flips == 3
+
+
+def test_a_number_has_nothing_to_flip() -> None:
+    found = compare(np.array([[1.0], [-2.0]]), np.array([[1.0], [2.0]]))
+    assert found.flips is None
+    assert found.max_abs == 4

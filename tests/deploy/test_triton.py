@@ -184,7 +184,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rule", BROKEN)
 def test_what_triton_would_refuse_is_refused_here(rule: str) -> None:
-    sound = model_config("net", "onnxruntime", Triton(), SHAPE, 3, batches=True)
+    sound = model_config("net", "onnxruntime", Triton(), SHAPE, [3], "float32", batches=True)
     check(sound)
     with pytest.raises(ModelError, match=rule):
         check({**sound, **BROKEN[rule]})

@@ -50,6 +50,9 @@ def load_text_files(config: TextFiles) -> Task:
         split = make_texts(tokenizer, ids, targets[source][index], kept, config.max_length)
         notes += told_of(name, split, tokenizer, pair=pair, where=[rows[source].where(row) for row in index])
         splits[name] = split
+    unseen = [] if config.regress else [name for place, name in enumerate(classes) if place not in targets["train"]]
+    if unseen:
+        notes.append(f"train: no text has the label {', '.join(unseen)}; remove it from task.labels, or add texts")
     if config.augment is not None:
         base = splits.get("transfer", splits["train"])
         splits["transfer"], told = _with_copies(base, config.augment, tokenizer)

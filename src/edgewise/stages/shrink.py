@@ -156,6 +156,7 @@ def prune_vocabulary(work: Work) -> dict[str, Any]:
     told = [
         f"{len(gone.kept)} of {gone.before} words are left; of the test texts' tokens {lost:.2%} are now unknown ones"
     ]
+    work.note(f"{work.name}: {told[0]}")
     return save(work, model, edited(description, VocabularyPruned(rows=len(gone.kept))), told=told)
 
 

@@ -50,7 +50,7 @@ def test_config_hands_its_settings_on_and_refuses_one_output() -> None:
     batch = Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), torch.arange(4))
     told = LogitMSE(centre=True)(Outputs(student), Outputs(teacher), batch, None)
     assert float(told) == float(logit_mse_loss(student, teacher, centre=True))
-    with pytest.raises(ValueError, match="at least 2 classes, got 1; use multi_label or regression"):
+    with pytest.raises(ValueError, match="at least 2 classes, got 1; use the loss regression"):
         LogitMSE()(Outputs(student[:, :1]), Outputs(teacher[:, :1]), batch, None)
 
 

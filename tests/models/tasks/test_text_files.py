@@ -184,6 +184,19 @@ def test_what_the_tokenizer_does_to_texts_is_told(make: Make) -> None:
     assert "train: 30.0% of all pieces are unknown" in share  # 3 of 6 + 2 + 2
 
 
+def test_transfer_texts_are_limited_evenly_and_labels_play_no_part(make: Make) -> None:
+    rows = "sentence\tlabel\n" + "".join(f"good film {'bad ' * n}\t{int(n < 5)}\n" for n in range(6))
+    transfer = load_task(make(transfer=rows, transfer_limit=3)).splits["transfer"]
+    assert transfer.ids == ("transfer-00000", "transfer-00002", "transfer-00004")
+    for changes in ({"transfer": rows, "transfer_limit": 7}, {"transfer_limit": 1}):
+        with pytest.raises(DataError, match="transfer_limit is"):
+            load_task(make(**changes))
+
+
+def test_a_label_without_texts_is_told(make: Make) -> None:
+    assert any("no text has the label 2" in note for note in load_task(make(labels=("0", "1", "2"))).notes)
+
+
 def test_another_tokenizer_reads_the_same_samples(make: Make, word_pieces: Callable[..., Path]) -> None:
     found = split(make())
     other = found.encoded(word_pieces("film the bad good a very", special="[UNK] [CLS] [PAD] [SEP]"))
