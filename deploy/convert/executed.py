@@ -67,7 +67,7 @@ def _macs(node: NodeProto, known: Mapping[str, tuple[int, ...]]) -> int:
     return out * (data[0] if attribute(node, "transA", 0) and len(data) == 2 else data[-1])
 
 
-def _shapes(model: ModelProto, wanted: Collection[str], length: int) -> dict[str, tuple[int, ...]]:
+def _shapes(model: ModelProto, wanted: Collection[str], length: int = 1) -> dict[str, tuple[int, ...]]:
     """The shapes of ``wanted`` for a batch of 1: inferred, or where that fails, seen in a run."""
     single = copy.deepcopy(model)
     for item in single.graph.input:

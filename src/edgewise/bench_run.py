@@ -24,7 +24,7 @@ from edgewise.bench_files import measure_files, no_score, results_folder
 from edgewise.errors import DataError, MeasureError, RecipeError
 from edgewise.measured import Measured, check_there, open_measured
 from edgewise.progress import Tick, silent
-from edgewise.reported import bench_context, bench_padding, write_about
+from edgewise.reported import bench_context, write_about
 from edgewise.stages.ship import sliced
 
 Score = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
@@ -106,39 +106,36 @@ def measure_run(folder: Path, changes: Mapping[str, Any], out: Path | None, tick
             config,
             to,
             score=asked.score,
-            padding=asked.padding,
+            padding=measured.padding,
             tick=tick,
             device=device,
         )
         if measured.samples is not None:
             keep(results, sliced(measured.samples, np.load(to / "index.npy")))
-        write_about(to, metric=asked.metric, padding=asked.padding)
+        write_about(to, metric=asked.metric, padding=measured.padding)
         return results
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the inputs are of: (N,) targets, N ids, how an answer is scored, and what that is called; of texts the id
-    that they are filled up with."""
+    """What the inputs are of: (N,) targets, N ids, how an answer is scored, and what that is called."""
 
     targets: NDArray[np.int64]
     ids: list[str]
     score: Score
     metric: str | None
-    padding: int | None
 
 
 def _asked(measured: Measured) -> _Asked:
     if measured.samples is None or measured.recipe is None:  # a folder of files: there is nothing to be right about
         count = len(np.load(measured.inputs, mmap_mode="r", allow_pickle=False))
-        padding = bench_padding(measured.folder)
-        return _Asked(np.zeros(count, np.int64), [str(place) for place in range(count)], no_score, None, padding)
+        return _Asked(np.zeros(count, np.int64), [str(place) for place in range(count)], no_score, None)
     from edgewise.models.tasks.load import load_task
 
     about = json.loads((measured.samples / "samples.json").read_text())
     targets = np.load(measured.samples / "targets.npy")
     score = load_task(measured.recipe.task).score
-    return _Asked(targets, about["ids"], score, about["metric"], about.get("padding"))
+    return _Asked(targets, about["ids"], score, about["metric"])
 
 
 def _config(measured: Measured) -> Bench:

@@ -237,7 +237,7 @@ def _again(measured: Measured, turn: int, tick: Tick) -> Measured:
     config, most = _config(measured.results), max(launches.values())
     with open_device(config.device) as device, tempfile.TemporaryDirectory(prefix="edgewise-") as out:
         same_device(measured, device)
-        found = again(files, measured.inputs, config, most, 100 * turn, Path(out), device, tick, scenarios=True)
+        found = again(files, measured, config, most, 100 * turn, Path(out), device, tick, scenarios=True)
     return replace(measured, results=_with_times(measured.results, found, [file.name for file in files]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """Results with the paths their files have now. ``inputs``: ``.npy`` float32 (N, C, H, W) that they ran on.
+    """Results with the paths their files have now. ``inputs``: ``.npy`` that they ran on, float32 (N, C, H, W) or
+    token ids int64 (N, L); ``padding``: the id that texts are filled up with, None where it isn't known.
 
     Of a run also its ``recipe``, its ``record`` and ``samples``, the folder of the test samples.
     """
@@ -29,6 +31,7 @@ class Measured:
     recipe: Recipe | None = None
     record: Mapping[str, Any] | None = None
     samples: Path | None = None
+    padding: int | None = None
 
 
 def open_measured(folder: Path) -> Measured:
@@ -39,13 +42,13 @@ def open_measured(folder: Path) -> Measured:
     """
     if not (folder / MEASUREMENTS).is_file():
         return _run(folder)
-    from edgewise.reported import bench_context
+    from edgewise.reported import bench_context, bench_padding
 
     results, about = load_results(folder), bench_context(folder)
     if about.metric is None:  # nobody knew the right answers: its scores say nothing
         broken = {name: one for name, one in results.answers.items() if one.error or not one.finite}
         results = replace(results, answers=broken)
-    return Measured(folder, about.name, results, folder / "inputs.npy")
+    return Measured(folder, about.name, results, folder / "inputs.npy", padding=bench_padding(folder))
 
 
 def _run(folder: Path) -> Measured:
@@ -57,7 +60,8 @@ def _run(folder: Path) -> Measured:
     results = load_results(done["measure"].folder)
     results = replace(results, files=tuple(_found(file, done) for file in results.files))
     samples = done["samples"].folder
-    return Measured(folder, recipe.name, results, samples / "inputs.npy", recipe, record, samples)
+    padding = json.loads(done["samples"].file("samples.json").read_text()).get("padding")
+    return Measured(folder, recipe.name, results, samples / "inputs.npy", recipe, record, samples, padding)
 
 
 def _found(file: FileUnderTest, done: Mapping[str, Artifact]) -> FileUnderTest:

@@ -61,9 +61,8 @@ def compare(ours: Measured, theirs: Measured, names: Sequence[str], decided: Dec
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgewise-")))
             # Windows of energy can't be joined as launches are: the first look's are kept.
             asked = config if side is None else config.model_copy(update={"energy": False})
-            found = again(
-                [*files, *renamed], ours.inputs, asked, share * config.launches, look, temporary, device, tick
-            )
+            launches = share * config.launches
+            found = again([*files, *renamed], ours, asked, launches, look, temporary, device, tick)
             side = found if side is None else joined(side, found)
             release = Release(theirs.name, theirs.results, side, confidence)
             if decided(release):
@@ -89,7 +88,7 @@ def same_device(measured: Measured, device: Device) -> None:
 
 def again(
     files: Sequence[FileUnderTest],
-    inputs: Path,
+    measured: Measured,
     config: Bench,
     launches: int,
     seed: int,
@@ -99,16 +98,29 @@ def again(
     *,
     scenarios: bool = False,
 ) -> Results:
-    """Measure ``files`` in exactly ``launches`` launches, and under load where ``scenarios`` of the config are wanted.
+    """Measure ``files`` on the inputs of ``measured`` in exactly ``launches`` launches, and under load where
+    ``scenarios`` of the config are wanted.
 
     Only one sample is answered, for answers don't change.
     """
+    inputs = measured.inputs
     count = len(np.load(inputs, mmap_mode="r", allow_pickle=False))
     only = {"launches": launches, "max_launches": launches, "accuracy_samples": 1}
     loads = config.scenarios if scenarios else ()
     asked = config.model_copy(update={**only, "scenarios": loads, "seed": config.seed + 1 + seed})
     ids = [str(place) for place in range(count)]
-    return measure(files, inputs, np.zeros(count, np.int64), ids, asked, out, score=_no_score, tick=tick, device=device)
+    return measure(
+        files,
+        inputs,
+        np.zeros(count, np.int64),
+        ids,
+        asked,
+        out,
+        score=_no_score,
+        tick=tick,
+        device=device,
+        padding=measured.padding,
+    )
 
 
 def joined(one: Results, other: Results) -> Results:

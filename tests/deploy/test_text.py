@@ -361,7 +361,7 @@ def test_only_a_texts_length_may_be_open(made: SimpleNamespace) -> None:
 
 def test_zero_points_of_two_layouts_are_told_and_parted() -> None:
     """OpenVINO would run both layers in float; here a MatMul and a Gemm that holds its weight the other way round."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "one": np.ones((4, 4), np.int8),
         "two": np.ones((4, 4), np.int8),
         "scale": np.full(4, 0.1, np.float32),
