@@ -73,16 +73,27 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tupl
         state: dict[int, dict[str, Any]] = {}
         entries = [(n.removeprefix("optimizer."), t) for n, t in tensors.items() if n.startswith("optimizer.")]
         for name, value in [*entries, *scalars.items()]:
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            number, key = name.split(".", 1)
+            state.setdefault(int(number), {})[key] = value
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, kept in state.items():
+            kept.update({key: _laid_as(parameters[index], value) for key, value in kept.items()})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         others: Others = defaultdict(dict)
         for name, value in tensors.items():
             if name.startswith("other."):
                 _, group, rest = name.split(".", 2)
                 others[group][rest] = value
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
+    except (SafetensorError, KeyError, IndexError, ValueError, RuntimeError, OSError, TypeError) as error:
         raise ArtifactError(
             f"not a checkpoint of this training run ({error})", where=str(path), hint="delete it to start over"
         ) from error
     return progress, others
+
+
+def _laid_as(parameter: Tensor, value: Any) -> Any:
+    """What the optimizer keeps of each weight, in the weight's own memory layout, such as channels-last: a fused step
+    goes through both by their places in memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
