@@ -10,16 +10,17 @@ and teacher, and the seeds. Differences between arms are paired by sentence and 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from arms import ARMS
 from numpy.typing import NDArray
 
-from edgewise.bench.numbers import samples_of, speedup
+from edgewise.bench.numbers import speedup
 from edgewise.bench.record import Results
 from edgewise.bench.stats import Interval
+from edgewise.bench.stats.interval import t_quantile
 from edgewise.measured import open_measured
 
 RUNTIMES = ("onnxruntime", "openvino", "litert")
@@ -110,22 +111,28 @@ def _gain(arm: str, name: str, both: dict[int, tuple[Scores | None, Scores | Non
     return f"{bold}{difference.value:+.2f}{bold} ({difference.low:+.2f} to {difference.high:+.2f})"
 
 
-def speeds(folders: Sequence[Path]) -> list[str]:
-    """The teacher's float file over each file of its runtime, from runs that were measured for speed."""
-    lines = ["| run | file | p50 (ms) | teacher's float / it | launches |", "|---|---|---|---|---|"]
-    for folder in folders:
-        results = open_measured(folder).results
-        for file in results.files:
-            teacher = f"{file.runtime}-float32-teacher"
-            if file.name == teacher or teacher not in results.measurements:
+def speeds(out: Path) -> list[str]:
+    """The time of the teacher's float file over that of each file in the same runtime, file beside file: the mean over
+    the seeds' runs on the log scale, with Student's interval over the runs."""
+    lines = [
+        "| arm | file | teacher's float / it (95 %) | each run | size, teacher / it |",
+        "|---|---|---|---|--:|",
+    ]
+    for arm in ARMS:
+        runs = list(runs_of(arm, out).values())
+        names = dict.fromkeys(file.name for run in runs for file in run.files)
+        for name in names:
+            teacher = f"{name.partition('-')[0]}-float32-teacher"
+            both = [run for run in runs if {name, teacher} <= set(run.measurements)]
+            found = [ratio.value for run in both if (ratio := speedup(run, teacher, name)) is not None]
+            if name == teacher or len(found) < 2:
                 continue
-            ratio = speedup(results, teacher, file.name)
-            if ratio is None:
-                continue
-            ours = samples_of(results.measurements[file.name])
-            p50 = np.median(np.concatenate([block for launch in ours for block in launch])) / 1e6
-            faster = f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-            lines.append(f"| {folder.name} | {file.name} | {p50:.3f} | {faster} | {len(ours)} |")
+            logs = np.log(found)
+            half = t_quantile(len(logs) - 1, 0.95) * logs.std(ddof=1) / np.sqrt(len(logs))
+            value, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+            size = np.mean([run.file(teacher).size_bytes / run.file(name).size_bytes for run in both])
+            each = ", ".join(f"{ratio:.1f}" for ratio in found)
+            lines.append(f"| {arm} | {name} | **{value:.1f}** ({low:.1f} to {high:.1f}) | {each} | {size:.1f} |")
     return [*lines, ""]
 
 
@@ -137,9 +144,8 @@ def main() -> None:
     for precision in PRECISIONS:
         for runtime in RUNTIMES:
             print("\n".join(table(runtime, precision, given.out)))
-    measured = sorted((given.out / "speed").glob("*"))
-    if measured:
-        print("\n".join(speeds(measured)))
+    print("### Speed and size\n")
+    print("\n".join(speeds(given.out)))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_every_batchnorm_of_a_cnn_folds_without_changing_it(config):
         (nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False)), SHAPE),
         (nn.Sequential(nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.BatchNorm2d(6)), SHAPE),
         (nn.Sequential(nn.ConvTranspose2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)), SHAPE),
-        (nn.Sequential(nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6)), (3, 9)),
+        (nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6)), SHAPE),
         (nn.Sequential(nn.Conv2d(3, 6, 3), nn.Identity(), nn.BatchNorm2d(6)), SHAPE),
     ],
 )
