@@ -46,8 +46,9 @@ def others_rows(done: Mapping[str, Artifact]) -> tuple[OthersRow, ...]:
     from edgewise.bench.record import OthersRow
 
     found = {name: made.metrics["others"] for name, made in done.items() if made.metrics.get("others")}
-    if "others.json" in done["measure"].files:
-        found |= json.loads(done["measure"].file("others.json").read_text())
+    measured = done.get("measure")
+    if measured is not None and "others.json" in measured.files:
+        found |= json.loads(measured.file("others.json").read_text())
     return tuple(OthersRow(name, metrics) for name, metrics in found.items())
 
 
