@@ -13,7 +13,7 @@ from torch import nn
 
 from edgewise.compress.macs import evaluating, shown
 from edgewise.errors import ModelError
-from edgewise.models.inputs import trimmed
+from edgewise.models.inputs import restored, trimmed
 from edgewise.models.tasks.base import Float, Int, Split, TextSplit, accuracy
 
 BATCH = 64
@@ -80,8 +80,7 @@ def answers(model: nn.Module, inputs: NDArray[Any] | Samples, batch: int = BATCH
             seen = part if padding is None else trimmed(part, padding)
             given = model(shown(model, seen)).float().cpu().numpy()
             if given.ndim == 3 and padding is not None:
-                given = given * (seen != padding)[..., None]
-                given = np.pad(given, ((0, 0), (0, part.shape[1] - seen.shape[1]), (0, 0)))
+                given = restored(given * (seen != padding)[..., None], part.shape[1])
             found.append(given)
     logits: Float = np.concatenate(found)
     if logits.ndim != 2 and not (logits.ndim == 3 and part.ndim == 2):

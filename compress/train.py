@@ -30,7 +30,7 @@ from edgewise.compress.config import Fit, Sgd
 from edgewise.compress.lesson import Labels, Lesson, as_learnt
 from edgewise.compress.losses.base import Batch
 from edgewise.errors import DataError, ModelError
-from edgewise.models.inputs import trimmed
+from edgewise.models.inputs import restored, trimmed
 from edgewise.models.tasks.augment import view, view_number
 from edgewise.models.tasks.base import Int, Split, TextSplit
 from edgewise.models.tasks.config import Augment
@@ -444,9 +444,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int | None = None, tick
         length = inputs.shape[1]
         inputs = inputs if padding is None else trimmed(inputs, padding)
         answers = model(placed(inputs, device)).float().cpu().numpy()
-        if padding is not None and answers.ndim == 3:
-            answers = np.pad(answers, ((0, 0), (0, length - answers.shape[1]), (0, 0)))
-        outputs.append(answers)
+        outputs.append(answers if padding is None else restored(answers, length))
         tick(start + len(index), samples, "evaluate")
     found = np.concatenate(outputs)
     if padding is None:

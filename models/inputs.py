@@ -58,3 +58,11 @@ def trimmed(tokens: NDArray[np.int64], padding: int, multiple: int = 8) -> NDArr
     columns = np.flatnonzero((tokens != padding).any(axis=0))
     longest = int(columns[-1]) + 1 if len(columns) else 1
     return np.ascontiguousarray(tokens[:, : min(tokens.shape[1], -(-longest // multiple) * multiple)])
+
+
+def restored(answers: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """What a net gave for ``trimmed`` texts, with zeros for the tokens that were left out: of each token (N, L', K) ->
+    (N, ``length``, K); of each text (N, K) as it is."""
+    if answers.ndim != 3:
+        return answers
+    return np.pad(answers, ((0, 0), (0, length - answers.shape[1]), (0, 0)))
