@@ -147,11 +147,14 @@ def _with_neighbours(file: Path) -> list[tuple[str, Path]]:
 
 def _find(name: str, search: list[str] | None) -> ModuleSpec | None:
     """The spec of one module, with the current directory first; its parents are not imported."""
-    if search is None:
-        search_here = importlib.machinery.PathFinder.find_spec(name, [str(Path.cwd())])
-        if search_here is not None:
-            return search_here
+    # By its last name: a namespace package in another looks its parent up among what is imported, and fails.
+    beside = [str(Path.cwd())] if search is None else search
+    here = importlib.machinery.PathFinder.find_spec(name.rpartition(".")[2], beside)
+    if here is not None:
+        return here
     for finder in sys.meta_path:
+        if search is not None and finder is importlib.machinery.PathFinder:
+            continue
         spec = finder.find_spec(name, search)
         if spec is not None:
             return spec

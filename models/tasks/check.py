@@ -13,6 +13,8 @@ from edgewise.models import inputs
 from edgewise.models.tasks.base import IGNORED, UNLABELLED, DrawnSplit, Split, Task, TextSplit
 from edgewise.models.tasks.randaugment import pixel_scale
 
+BESIDE = {"inputs.npy", "targets.npy", "calibration.npy", "samples.json", "card.json", "artifact.json"}
+
 
 def check_task(task: Task, where: str) -> None:
     """Whether training, pairing and scoring can rely on the task; one sample of each split is read.
@@ -46,6 +48,8 @@ def check_task(task: Task, where: str) -> None:
     for name, path in task.carried.items():
         if Path(name).name != name or not path.is_file():
             raise DataError(f"expected a file to carry, under a plain name, got {name!r}: {path}", where=where)
+        if name in BESIDE or name.startswith("model."):
+            raise DataError(f"{name!r} is the name of a file that is written beside it", where=where)
     drawn = all(isinstance(split, DrawnSplit) for split in task.splits.values())
     if task.augment.draws and inputs.is_text(task.input_shape) and not drawn:
         raise DataError("augment changes pixels, and these are texts", where=where, hint="leave it out")

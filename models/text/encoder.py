@@ -108,8 +108,21 @@ def build_encoder(config: Encoder, input_shape: Shape, classes: int, where: str 
     words.weight = table.weight
     encoder.set_input_embeddings(words)
     net = HuggingFaceEncoder(config, encoder, width, classes)
+    _drop_pooler(net, input_shape)
     _try(net, input_shape, where)
     return net
+
+
+def _drop_pooler(net: HuggingFaceEncoder, input_shape: Shape) -> None:
+    """The pooler answers what nobody reads here; its quantizers would be missed in an exported graph."""
+    pooler = getattr(net.encoder, "pooler", None)
+    if pooler is None:
+        return
+    net.encoder.pooler = None  # as transformers' own heads build their encoders
+    try:
+        _try(net, input_shape, "pooler")
+    except ModelError:
+        net.encoder.pooler = pooler
 
 
 def _load(net: HuggingFaceEncoder, folder: Path) -> None:
@@ -132,7 +145,8 @@ def _load(net: HuggingFaceEncoder, folder: Path) -> None:
             where=str(folder),
             hint="the folder's config.json speaks of another net: fetch it again",
         )
-    net.encoder.load_state_dict(loaded.float().state_dict())
+    tensors, own = loaded.float().state_dict(), net.encoder.state_dict()
+    net.encoder.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own})
 
 
 def _try(net: nn.Module, input_shape: Shape, where: str) -> None:

@@ -369,7 +369,9 @@ def _check_parity(recipe: Recipe, done: Mapping[str, Artifact], page: Path) -> N
         if "-float32" in name and answers[name].error is not None:
             raise MeasureError(f"it could not be held against {row['against']}: {answers[name].error}", where=name)
         if "-float32" in name and (row["sqnr_db"] is None or row["sqnr_db"] < limit):
-            told = "NaN or infinity" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB, {row['flips']} flips"
+            told = "NaN or infinity" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
+            if row["flips"] is not None:  # grades have none
+                told += f", {row['flips']} flips"
             raise ContractError(
                 f"expected at least {limit} dB against {row['against']}, got {told}: the conversion changed the model",
                 where=name,

@@ -70,6 +70,7 @@ CONVERT: dict[RuntimeName, tuple[str, ...]] = {
 }
 NOT_IN_KEYS: Any = {
     "weights": True,
+    "tokenizer": True,
     "path": True,
     "augment": {"embeddings"},
     "model": {"path"},  # an ONNX file's bytes are among a step's inputs

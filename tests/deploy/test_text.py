@@ -19,6 +19,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from edgewise.compress.config import Quantize
 from edgewise.compress.macs import count
 from edgewise.compress.quantization.insert import insert_quantizers
 from edgewise.compress.saved import Description, save_model
@@ -40,8 +41,9 @@ from edgewise.deploy.runtimes import Options
 from edgewise.deploy.runtimes.litert import OF_LENGTH
 from edgewise.deploy.weight_only import LEAST, store_tables
 from edgewise.errors import DataError, MeasureError, ModelError
-from edgewise.models.config import Bert
+from edgewise.models.config import Bert, Encoder
 from edgewise.models.text.bert import Bert as Net
+from edgewise.models.text.encoder import build_encoder
 
 LENGTH, WORDS, CLASSES, PADDING = 24, 300, 3, 0
 SHAPE = (LENGTH, WORDS)
@@ -456,3 +458,36 @@ def test_the_script_for_images_asks_for_no_length() -> None:
     assert "LENGTH" not in script
     assert script.count("@") == 0
     assert 'SHAPE="input:${BATCH}x3x8x9"' in script
+
+
+def test_an_encoder_of_transformers_goes_to_int8_with_a_layer_in_float(tmp_path: Path) -> None:
+    """ALBERT calls one block's layers again and again, and has a pooler that nobody reads."""
+    pytest.importorskip("transformers")
+    settings = {
+        "model_type": "albert",
+        "vocab_size": WORDS,
+        "hidden_size": 32,
+        "embedding_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 40,
+        "initializer_range": 0.3,
+        "pad_token_id": PADDING,
+    }
+    described = Encoder(
+        settings=settings, answers="sequence", pooling="mean", padding=PADDING, separator=None, dropout=0.0
+    )
+    torch.manual_seed(0)
+    net = build_encoder(described, SHAPE, CLASSES).eval()
+    quantized = insert_quantizers(
+        net, texts(2, 32), Quantize(kind="quantize", float_layers=("head",), ranges="min_max"), padding=PADDING
+    )
+    export_qdq(quantized, SHAPE, tmp_path / "graph.onnx", signed=False, float_layers=("head",))
+    ids = texts(3, 16)
+    got = run(ort.convert(Source(SHAPE, CLASSES, unsigned_onnx=tmp_path / "graph.onnx"), "int8", tmp_path / "x"), ids)
+    assert sqnr_db(answers(net, ids), got) > 12
+    graph = onnx.load(tmp_path / "graph.onnx").graph
+    kept = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert kept["head.weight"] == TensorProto.FLOAT
+    assert sum(kind == TensorProto.INT8 and len(name.split(".")) > 3 for name, kind in kept.items()) > 5

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from edgewise import pipeline
+from edgewise.console import Quiet
 from edgewise.errors import RecipeError
 from edgewise.models.tasks.config import TextFiles
 from edgewise.models.tasks.load import load_task
@@ -26,7 +32,7 @@ task:
   tokenizer: words
   max_length: 8
   {more}
-teacher: {{model: {{kind: bilstm, embedding: 4, hidden: 4}}, train: {{epochs: 1}}}}
+teacher: {{model: {{kind: bilstm, embedding: 4, hidden: 4}}, train: {{epochs: 1, batch_size: 2}}}}
 deploy: {{targets: [{{runtime: onnxruntime, precisions: [float32]}}]}}
 """
 ROWS = "sentence\tlabel\ngood film\t1\nbad film\t0\n"
@@ -134,3 +140,39 @@ def test_the_tokenizer_and_what_is_known_of_the_data_travel(recipe: Path, tmp_pa
     for row, text in zip(tested, ("good film", "bad film", "good " * 20), strict=True):
         ids = own.encode(text).ids
         assert row.tolist() == ids + [0] * (8 - len(ids))
+
+
+def test_the_folder_of_a_converted_file_is_all_that_a_device_needs(recipe: Path, tmp_path: Path) -> None:
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    rows = [f"{'good ' * (n % 3)}film{' good' * (n % 2)}\t1\n{'bad ' * (n % 4)}film bad\t0\n" for n in range(12)]
+    for name in ("train", "test"):
+        (tmp_path / "data" / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows))
+    recipe.write_text(
+        recipe.read_text() + "bench: {launches: 2, max_launches: 2, blocks: 2, block_ms: 1, warmup_s: 0}\n"
+    )
+    pipeline.run(load_recipe(recipe), tmp_path / "run", Quiet()).check()
+    (made,) = (tmp_path / "run" / "stages").glob("onnxruntime-float32-teacher-*")
+    device = Path(shutil.copytree(made, tmp_path / "device"))
+    card = json.loads((device / "card.json").read_text())
+    tokenizer = Tokenizer.from_file(str(device / card["prepared_with"][0]))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(card["input"]["shape"][1])
+    session = onnxruntime.InferenceSession(device / "model.onnx", providers=["CPUExecutionProvider"])
+    told = []
+    for line in "".join(rows).splitlines():
+        ids = np.array([tokenizer.encode(line.split("\t")[0]).ids], card["input"]["dtype"])
+        (logits,) = session.run(["logits"], {card["input"]["name"]: ids})
+        told.append(card["classes"][int(logits.argmax())])
+    (measured,) = (tmp_path / "run" / "stages").glob("measure-*")
+    kept = np.load(measured / "answers" / "onnxruntime-float32-teacher.npy")
+    assert told == [str(answer) for answer in kept.argmax(axis=1)]
+
+    # and what the docs print does it
+    page = (Path(__file__).parents[2] / "docs" / "text.md").read_text()
+    program = page.split("### On the device")[1].split("```python\n")[1].split("```")[0]
+    assert "a stirring , funny film" in program
+    program = program.replace("a stirring , funny film", "good film")
+    done = subprocess.run([sys.executable, "-c", program], cwd=device, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == told["".join(rows).splitlines().index("good film\t1")]

@@ -157,6 +157,16 @@ def test_the_digest_follows_the_source_and_runs_nothing(write: Write, tmp_path: 
         factory.source_digest("pack.other:f")
 
 
+def test_folders_without_an_init_file_are_packages_too(write: Write) -> None:
+    write("outer_space/inner/nets.py", "x = 1")
+    before = factory.source_digest("outer_space.inner.nets:f")
+    write("outer_space/inner/nets.py", "x = 2")
+    assert factory.source_digest("outer_space.inner.nets:f") != before
+    with pytest.raises(EdgewiseError, match="no source file"):
+        factory.source_digest("outer_space.other.nets:f")
+    assert "outer_space" not in sys.modules, "a fingerprint imports nothing"
+
+
 def test_the_digest_follows_the_modules_that_a_lone_one_imports(write: Write) -> None:
     write("chief.py", "import json\nfrom helper_one import x\ndef make(): ...\n")
     write("helper_one.py", "import helper_two\nx = 1\n")

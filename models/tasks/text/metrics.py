@@ -4,6 +4,7 @@ seqeval. Torch-free."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,19 @@ from edgewise.errors import RuntimeMissing
 from edgewise.models.tasks.base import IGNORED, Float, Int
 
 Metric = Callable[[Float, NDArray[Any]], float]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A metric that hangs on sums over samples alone, so that a bootstrap counts each sample once: ``counts`` of
+    answers and targets (N, ...) -> (N, S), ``value`` of their sums (S,)."""
+
+    counts: Callable[[Float, NDArray[Any]], Int]
+    value: Callable[[Int], float]
+
+    def __call__(self, outputs: Float, targets: NDArray[Any]) -> float:
+        """Of all samples."""
+        return self.value(self.counts(outputs, targets).sum(axis=0))
 
 
 def closeness(low: float, high: float) -> Callable[[Float, NDArray[Any]], Float]:
@@ -73,16 +87,22 @@ def for_tags(classes: Sequence[str]) -> Mapping[str, Metric]:
     """F1 of whole spans as CoNLL counts them, where classes are B-, I- and O; else the mean over classes of words'."""
     spans = any(name.startswith(("B-", "I-")) for name in classes)
 
-    def span_f1(outputs: Float, targets: NDArray[Any]) -> float:
+    def span_counts(outputs: Float, targets: NDArray[Any]) -> Int:
         try:
-            from seqeval.metrics import f1_score
+            from seqeval.metrics.sequence_labeling import get_entities
         except ImportError:
             raise RuntimeMissing("F1 of spans needs the package seqeval", hint="pip install 'edgewise[text]'") from None
-        answered, asked = outputs.argmax(axis=2), targets != IGNORED
         names = np.asarray(classes)
-        pairs = [(row[told], answer[told]) for row, answer, told in zip(targets, answered, asked, strict=True)]
-        true, given = ([names[part].tolist() for part in side] for side in zip(*pairs, strict=True))
-        return float(f1_score(true, given, zero_division=0))
+        counts = np.zeros((len(targets), 3), np.int64)
+        for count, row, answer in zip(counts, targets, outputs.argmax(axis=2), strict=True):
+            told = row != IGNORED
+            true, given = (set(get_entities(names[side[told]].tolist())) for side in (row, answer))
+            count[:] = len(true & given), len(true), len(given)
+        return counts
+
+    def span_f1(totals: Int) -> float:
+        hit, true, given = totals.tolist()
+        return 2 * hit / (true + given) if hit else 0.0
 
     def f1_macro(outputs: Float, targets: NDArray[Any]) -> float:
         from sklearn.metrics import f1_score
@@ -91,4 +111,4 @@ def for_tags(classes: Sequence[str]) -> Mapping[str, Metric]:
         answered = outputs.argmax(axis=2)[asked]
         return float(f1_score(targets[asked], answered, average="macro", labels=range(len(classes)), zero_division=0.0))
 
-    return {"span_f1": span_f1} if spans else {"f1_macro": f1_macro}
+    return {"span_f1": Summed(span_counts, span_f1)} if spans else {"f1_macro": f1_macro}

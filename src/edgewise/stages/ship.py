@@ -113,8 +113,20 @@ def _source(work: Work) -> Source:
     )
 
 
+def card(task: Task) -> dict[str, Any]:
+    """What a program on the device must know to ask a file: ends, what the numbers mean, what prepares inputs."""
+    like = blank(task.input_shape, 1)
+    return {
+        "input": {"name": "input", "dtype": str(like.dtype), "shape": list(like.shape)},  # of texts the longest
+        "output": {"name": "logits", "task": task.kind},
+        "classes": list(task.classes),
+        "padding": padding(task),
+        "prepared_with": sorted(task.carried),
+    }
+
+
 def convert(work: Work) -> dict[str, Any]:
-    """One file for one runtime, made in a process of its own."""
+    """One file for one runtime, made in a process of its own, and beside it all that a device needs to use it."""
     from edgewise.deploy.convert.base import Job
     from edgewise.deploy.convert.run import convert_in_process
 
@@ -128,6 +140,9 @@ def convert(work: Work) -> dict[str, Any]:
     work.tick(0, 1, "convert")
     main = convert_in_process(job)
     work.tick(1, 1, "convert")
+    for name, path in work.task().carried.items():
+        shutil.copyfile(path, work.payload / name)
+    (work.payload / "card.json").write_text(json.dumps(card(work.task()), indent=1))
     made: dict[str, Any] = {"main": main.relative_to(work.payload).as_posix()}
     if work.config["precision"] in ("int8", "int8_dynamic"):
         made |= _executed(main, job.out.with_name(job.out.name + ".report.json"))

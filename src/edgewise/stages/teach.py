@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgewise.errors import ModelError
+from edgewise.models.config import HuggingFace
 from edgewise.stages.work import Work, edited, loaded, running, save, seed_for, validation, write_history
 
 if TYPE_CHECKING:
@@ -37,12 +38,18 @@ def _built(work: Work, config: ModelConfig, weights: Path | None, seed: int) -> 
 
     from edgewise.compress.saved import Description
     from edgewise.models.build import build
+    from edgewise.models.text.bert import Bert
+    from edgewise.models.text.labels import align_labels
     from edgewise.models.weights import load_weights
 
     task = work.task()
     torch.set_num_threads(work.recipe.threads)
     torch.manual_seed(seed)
     model = build(config, task.input_shape, len(task.classes))
+    if isinstance(config, HuggingFace) and isinstance(model, Bert):
+        told = align_labels(model, config, task.classes)
+        if told is not None:
+            work.note(f"{work.name}: {told}")
     if weights is not None:
         load_weights(model, weights)
     return model, Description(model=config, input_shape=task.input_shape, classes=len(task.classes))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,13 +106,17 @@ def _accuracy(task: Task, answers: Float) -> dict[str, Any]:
 def others(task: Task, answers: Float, targets: NDArray[Any]) -> dict[str, dict[str, float]]:
     """The task's other metrics of these answers, by name, each a value and both ends of its 95 % interval."""
     from edgewise.bench.stats import bootstrap_metric
+    from edgewise.models.tasks.text.metrics import Summed
 
-    def of(metric: Callable[[Float, NDArray[Any]], float], index: NDArray[np.int64]) -> float:
-        return metric(answers[index], targets[index])
+    def drawn(metric: Callable[[Float, NDArray[Any]], float]) -> Callable[[NDArray[np.int64]], float]:
+        if isinstance(metric, Summed):
+            counts, value = metric.counts(answers, targets), metric.value
+            return lambda index: value(counts[index].sum(axis=0))
+        return lambda index: metric(answers[index], targets[index])
 
     found = {}
     for name, metric in task.others.items():
-        interval = bootstrap_metric(partial(of, metric), len(targets))
+        interval = bootstrap_metric(drawn(metric), len(targets))
         found[name] = {"value": interval.value, "low": interval.low, "high": interval.high}
     return found
 

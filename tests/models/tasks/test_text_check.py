@@ -90,6 +90,8 @@ def test_what_is_sound_passes(made: Task) -> None:
         (task(Own(), input_shape=(4,)), r"\(C, H, W\), or \(L, V\) of texts"),
         (task(Own(), carried={"a/b": Path(__file__)}), "under a plain name"),
         (task(Own(), carried={"b": Path("nowhere")}), "expected a file to carry"),
+        (task(Own(), carried={"inputs.npy": Path(__file__)}), "is the name of a file that is written beside it"),
+        (task(Own(), carried={"model.xml": Path(__file__)}), "is the name of a file that is written beside it"),
     ],
 )
 def test_what_is_not_is_told(made: Task, told: str) -> None:

@@ -269,7 +269,7 @@ def test_a_missing_extra_is_said_with_the_command(make: Make, monkeypatch: pytes
     with pytest.raises(RuntimeMissing, match="need the package tokenizers") as told:
         load_task(config)
     assert told.value.hint == "pip install 'edgewise[text]'"
-    monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
+    monkeypatch.setitem(sys.modules, "seqeval.metrics.sequence_labeling", None)
     with pytest.raises(RuntimeMissing, match="needs the package seqeval"):
         for_tags(("O", "B-X"))["span_f1"](np.zeros((1, 2, 2), np.float32), np.zeros((1, 2), np.int64))
 

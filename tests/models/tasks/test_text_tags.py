@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edgewise.bench.stats import bootstrap_metric
 from edgewise.errors import DataError
 from edgewise.models.tasks.base import IGNORED, UNLABELLED
 from edgewise.models.tasks.config import TaggedFiles
 from edgewise.models.tasks.load import load_task
+from edgewise.models.tasks.text.metrics import for_tags
 from edgewise.models.tasks.text.tags import read_sentences
+from edgewise.stages.work import others
 
 SENTENCES = """-DOCSTART- -X- -X- O
 
@@ -67,6 +71,29 @@ def test_the_score_is_the_share_of_words_and_f1_is_of_spans(make: Make) -> None:
     assert task.others["span_f1"](answers, targets) == pytest.approx(2 * 1 / (3 + 2))
     answers[0, 3] = 9  # what stands at the second piece is not asked
     assert task.others["span_f1"](answers, targets) == pytest.approx(2 / 5)
+
+
+def test_f1_of_spans_is_seqevals_and_so_is_its_bootstrap() -> None:
+    seqeval = pytest.importorskip("seqeval.metrics")
+    classes, random = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC"), np.random.default_rng(0)
+    targets = random.choice(5, (40, 12), p=[0.6, 0.1, 0.1, 0.1, 0.1])
+    targets[random.random(targets.shape) < 0.2] = IGNORED
+    answers = np.eye(5, dtype=np.float32)[np.where(random.random(targets.shape) < 0.7, np.maximum(targets, 0), 0)]
+
+    def slowly(index: np.ndarray) -> float:
+        names = np.asarray(classes)
+        pairs = [(targets[n], answers[n].argmax(axis=1), targets[n] != IGNORED) for n in index]
+        true, given = ([names[pair[side][pair[2]]].tolist() for pair in pairs] for side in (0, 1))
+        return float(seqeval.f1_score(true, given, zero_division=0))
+
+    task = SimpleNamespace(others=for_tags(classes))
+    found = others(task, answers, targets)["span_f1"]  # type: ignore[arg-type]
+    expected = bootstrap_metric(slowly, 40)
+    assert 0.2 < expected.value < 0.9
+    assert list(found.values()) == pytest.approx([expected.value, expected.low, expected.high])
+    nothing = np.zeros_like(answers)
+    nothing[..., 0] = 1
+    assert task.others["span_f1"](nothing, targets) == 0.0
 
 
 def test_tags_without_spans_get_f1_over_words(make: Make) -> None:

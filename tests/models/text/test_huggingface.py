@@ -14,6 +14,7 @@ from edgewise.compress.saved import Description, load_model, save_model
 from edgewise.errors import EdgewiseError, ModelError, WeightsError
 from edgewise.models.build import build
 from edgewise.models.config import Bert, Encoder, HuggingFace
+from edgewise.models.text.labels import align_labels
 
 transformers = pytest.importorskip("transformers")
 
@@ -172,6 +173,26 @@ def test_fewer_layers_words_and_places(tmp_path: Path) -> None:
     torch.testing.assert_close(states(net, tokens)[tokens != 0], expected[tokens != 0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_trained_head_answers_in_the_order_of_the_tasks_classes(tmp_path: Path) -> None:
+    names = ["bad", "fair", "good", "superb", "unknown"]
+    theirs = saved(tmp_path, "Bert", "ForSequenceClassification", id2label=dict(enumerate(names)))
+    config, tokens = HuggingFace(path=tmp_path), texts(0)
+    expected = told(theirs, tokens, padding=0).logits
+    net: Any = build(config, SHAPE, LABELS).eval()
+    classes = ("superb", "Good", "unknown", "bad", "fair")
+    assert align_labels(net, config, classes) is None
+    order = [names.index(name.lower()) for name in classes]
+    torch.testing.assert_close(net(tokens), expected[:, order], rtol=1e-4, atol=1e-5)
+    # other names: as they come, and said
+    net = build(config, SHAPE, LABELS).eval()
+    note = align_labels(net, config, ("0", "1", "2", "3", "4"))
+    assert note is not None
+    assert "bad for 0, fair for 1" in note
+    torch.testing.assert_close(net(tokens), expected, rtol=1e-4, atol=1e-5)
+    _edit(tmp_path, id2label={str(place): f"LABEL_{place}" for place in range(LABELS)})
+    assert align_labels(net, config, classes) is None
+
+
 def test_shards_are_read_as_one_file(tmp_path: Path) -> None:
     theirs = saved(tmp_path, "Bert", "ForSequenceClassification")
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
@@ -183,12 +204,13 @@ def test_shards_are_read_as_one_file(tmp_path: Path) -> None:
         assert torch.equal(parts.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize(("kind", "more"), [("MPNet", {"pad_token_id": 1}), ("DebertaV2", {})])
+@pytest.mark.parametrize(("kind", "more"), [("MPNet", {"pad_token_id": 1}), ("Albert", {}), ("DebertaV2", {})])
 def test_other_kinds_go_through_transformers(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
     theirs = saved(tmp_path, kind, **more)
     padding = json.loads((tmp_path / "config.json").read_text()).get("pad_token_id") or 0
     config = HuggingFace(path=tmp_path, pooling="cls")
     net: Any = build(config, SHAPE, 3).eval()
+    assert not any("pooler" in name for name in net.state_dict()), "its answer is read by nobody"
     tokens = texts(padding)
     expected = told(theirs, tokens, padding=padding).last_hidden_state
     torch.testing.assert_close(net(tokens), net.head(expected[:, 0]), rtol=1e-4, atol=1e-4)
