@@ -115,14 +115,15 @@ def build_encoder(config: Encoder, input_shape: Shape, classes: int, where: str 
 
 def _drop_pooler(net: HuggingFaceEncoder, input_shape: Shape) -> None:
     """The pooler answers what nobody reads here; its quantizers would be missed in an exported graph."""
-    pooler = getattr(net.encoder, "pooler", None)
+    encoder: Any = net.encoder
+    pooler = getattr(encoder, "pooler", None)
     if pooler is None:
         return
-    net.encoder.pooler = None  # as transformers' own heads build their encoders
+    encoder.pooler = None  # as transformers' own heads build their encoders
     try:
         _try(net, input_shape, "pooler")
     except ModelError:
-        net.encoder.pooler = pooler
+        encoder.pooler = pooler
 
 
 def _load(net: HuggingFaceEncoder, folder: Path) -> None:

@@ -150,6 +150,8 @@ def run(loaded: LoadedRecipe, out: Path, console: Console) -> RunResult:
         if recipe.bench.device != "local" and any(step.work is measure for step in to_do):
             _require_device(recipe)
         if any(isinstance(step.config, Config) for step in to_do):  # a stage that makes a model
+            if rank == 0:
+                console.line(f"{len(to_do)} of {len(steps)} stages to make; data and nets are tried first")
             rehearse(recipe, task())
         done: dict[str, Artifact] = {}
         failed: dict[str, str] = {}

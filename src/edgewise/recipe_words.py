@@ -42,7 +42,8 @@ def _near(given: object, known: Iterable[str]) -> str | None:
 def mistakes(error: ValidationError, model: type[BaseModel], document: Document) -> list[tuple[int, str]]:
     """(line, sentence) of every mistake pydantic found; line 0 where the place is not in the file."""
     schema = model.model_json_schema()
-    return [_mistake(detail, schema, document) for detail in _told_once(error.errors(include_url=False))]
+    found = (_mistake(detail, schema, document) for detail in _told_once(error.errors(include_url=False)))
+    return list(dict.fromkeys(found))
 
 
 def sentence(place: Place, document: Document, text: str) -> tuple[int, str]:
@@ -109,6 +110,8 @@ def expected(schema: Schema, root: Schema) -> str:
         kinds = _kinds(schema, root)
         members = [expected(_plain(one, root), root) for one in schema["oneOf"] if _tag(one, root) not in kinds]
         return ", or ".join([*members, *([f"a mapping with kind: {', '.join(kinds)}"] if kinds else [])])
+    if "anyOf" in schema:
+        return ", or ".join(expected(_plain(one, root), root) for one in schema["anyOf"])
     kind = schema.get("type")
     if kind == "array" and "prefixItems" in schema:
         return f"[{', '.join(expected(_plain(item, root), root) for item in schema['prefixItems'])}]"
@@ -153,6 +156,8 @@ def _walk(loc: Place, root: Schema) -> tuple[Place, Schema, Schema]:
     place: Place = ()
     schema = parent = _plain(root, root)
     for part in loc:
+        if "anyOf" in schema:
+            break  # what follows is pydantic's name of a member
         if "oneOf" in schema:  # the part tells which member, it is no key
             parent, schema = schema, next(_plain(o, root) for o in schema["oneOf"] if _tag(o, root) == part)
             continue

@@ -312,6 +312,19 @@ def test_all_mistakes_come_at_once_in_the_order_of_lines(load: Load, tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "got"), [("[a, b, c]", "a list of 3"), ("{a: 1}", "a mapping"), ("[1, b]", "a list of 2")]
+)
+def test_a_place_that_takes_this_or_that_says_both_once(
+    load: Load, tmp_path: Path, word_pieces: Callable[..., Path], given: str, got: str
+) -> None:
+    for name in ("train.tsv", "test.tsv"):
+        (tmp_path / name).write_text("sentence\tlabel\na\tb\n")
+    files = f"kind: text\n  train: train.tsv\n  test: test.tsv\n  tokenizer: {word_pieces('a b')}\n  text: {given}"
+    (said,) = refusal(load, GOOD.replace("kind: digits", files))
+    assert said == f"task.text (line 8): expected text, or [text, text], got {got}"
+
+
 def test_a_key_named_like_a_kind_is_still_a_key(load: Load) -> None:
     text = GOOD.replace("kind: digits", "kind: digits\n  digits: {augment: 1}")
     assert refusal(load, text) == ["task.digits (line 5): unknown key 'digits': expected one of kind, augment"]

@@ -85,10 +85,11 @@ def _check_layers(recipe: Recipe, task: Task) -> None:
 
     samples = len(task.splits["train"].ids)
     own = recipe.teacher.tokenizer
-    teacher = built(recipe.teacher.model, own)
     with _at("teacher"):
+        teacher = built(recipe.teacher.model, own)
         check_taught(recipe.teacher, teacher)
-    model = built((recipe.student or recipe.teacher).model)
+    with _at("student" if recipe.student else "teacher"):
+        model = built((recipe.student or recipe.teacher).model)
     if is_text(task.input_shape):
         for where, source in company(recipe).items():
             with _at(where):
