@@ -67,12 +67,12 @@ def _random(recipe: Recipe) -> None:
 ALL = ("onnxruntime", "openvino", "litert")
 ARMS: Mapping[str, Arm] = {
     "distilbert": Arm("distilbert", "answers and hidden states", runtimes=ALL),
-    "distilbert-labels": Arm("distilbert", "no teacher: the labels alone", _labels_only, ALL),
-    "distilbert-logits": Arm("distilbert", "answers alone", _logits_only, ALL),
-    "distilbert-random": Arm("distilbert", "from random weights", _random, ALL),
+    "distilbert-labels": Arm("distilbert", "no teacher: the labels alone", _labels_only),
+    "distilbert-logits": Arm("distilbert", "answers alone", _logits_only),
+    "distilbert-random": Arm("distilbert", "from random weights", _random),
     "tinybert": Arm("tinybert", "embeddings, hidden states, attention, then answers", runtimes=ALL),
     "tinybert-narrow": Arm("tinybert", "the same, feed-forward layers half as wide", _narrow, ("openvino",)),
-    "tinybert-labels": Arm("tinybert", "no teacher: the labels alone", _labels_only, ALL),
+    "tinybert-labels": Arm("tinybert", "no teacher: the labels alone", _labels_only),
     "tinybert-logits": Arm("tinybert", "answers alone", _logits_only, ALL),
     "tinybert-random": Arm("tinybert", "from random weights", _random, ALL),
     "minilm": Arm("minilm", "value relations of the last layer, then answers", runtimes=ALL),

@@ -168,7 +168,19 @@ def _transformers(where: str) -> Any:
         raise ModelError(
             "this kind of net needs transformers", where=where, hint="pip install edgewise[text]"
         ) from cause
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionMaskInterface.register(ATTENTION, _mask)
     return transformers
+
+
+def _mask(**given: Any) -> Tensor:
+    """Transformers adds no mask where no text of a batch is padded. The operations would then be others from batch to
+    batch, and a quantizer that is placed by an operation's number would sit on the next one."""
+    from transformers.masking_utils import eager_mask
+
+    mask: Tensor = eager_mask(**{**given, "allow_is_bidirectional_skip": False})
+    return mask
 
 
 @contextmanager
