@@ -2,7 +2,6 @@
 
     python benchmarks/text/run.py --data FOLDER --out runs/sst2
     python benchmarks/text/run.py --data FOLDER --out runs/sst2 --arms tinybert tinybert-labels --seeds 0 1 2
-    python benchmarks/text/speed.py --out runs/sst2
     python benchmarks/text/summarise.py --out runs/sst2
 
 FOLDER holds sst2/{train,dev,test}.tsv, sst2/train_phrases.tsv and all-MiniLM-L6-v2/ as recipes/sst2/*.yaml say. Each
