@@ -427,7 +427,8 @@ class PruneVocabulary(Config):
 
 class Mixed(Config):
     """Which layers stay in float is searched for: under a bound on accuracy, the fewest multiply-accumulates; under a
-    bound on latency, as many sensitive layers as it allows. Judged on training samples that calibration did not use."""
+    bound on latency, those that are slower in INT8, until it is met, and as many sensitive ones as it allows. Judged on
+    training samples that calibration did not use."""
 
     max_accuracy_drop_pp: float | None = Field(
         None, ge=0, le=100, description="percentage points of the task's metric below the float model, on those samples"

@@ -360,6 +360,14 @@ def _e3(net: str) -> dict[str, Arm]:
     return arms
 
 
+def _clipped(net: str) -> dict[str, Arm]:
+    """Labels in the loss with a bound on the length of a step's gradient: for a net that they destroyed without."""
+    lesson = {"cross_entropy": 1.0, "losses": [{"kind": "kd", "weight": 1.0, "temperature": 1.0}]}
+    fit = {**_INT8_FIT, "clip_norm": 1.0}
+    about = "W8A8, on both, 1 : 1, gradients clipped to 1"
+    return {"w8_both_clip": Arm(about, start=net, quantize={"weight_bits": 8, **lesson}, fit=fit, against=("w8_ptq",))}
+
+
 # --- E4: which channels leave ---------------------------------------------------------------------------------------
 
 
@@ -460,7 +468,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10-20k",
         {**_INT8_FIT, "epochs": 1},
         (0, 1),
-        _e3("resnet56"),
+        {**_e3("resnet56"), **_clipped("resnet56")},
     ),
     "e4-criteria": Experiment(
         "Half of ResNet-20's MACs gone: which criterion, and fine-tuning or KD at the same learning rate?",

@@ -54,31 +54,60 @@ def _logits_only(recipe: Recipe) -> None:
         stage["losses"] = kept or [{"kind": "kd", "weight": 1.0, "temperature": 1.0}]
 
 
-def _narrow(recipe: Recipe) -> None:
-    """Feed-forward layers half as wide, started from the first half of the teacher's."""
-    recipe["student"]["model"]["ffn"] = 768
-    recipe["stages"][0]["slice"] = True
-
-
 def _random(recipe: Recipe) -> None:
     recipe["stages"] = [stage for stage in recipe["stages"] if stage["kind"] != "inherit"]
 
 
+def _wide(recipe: Recipe) -> None:
+    """Feed-forward layers as wide as the teacher's."""
+    del recipe["student"]["model"]["ffn"]
+    del recipe["stages"][0]["slice"]
+
+
+def _nothing(recipe: Recipe) -> None:
+    pass
+
+
 ALL = ("onnxruntime", "openvino", "litert")
+LABELS, LOGITS, RANDOM = "labels", "logits", "random"
+
+
+def _family(recipe: str, about: str, change: Callable[[Recipe], None], controls: tuple[str, ...]) -> dict[str, Arm]:
+    """A student, and beside it the same one taught by less; ``controls``: the runtimes of those."""
+
+    def then(other: Callable[[Recipe], None]) -> Callable[[Recipe], None]:
+        def both(document: Recipe) -> None:
+            change(document)
+            other(document)
+
+        return both
+
+    return {
+        "": Arm(recipe, about, change, ALL),
+        f"-{LABELS}": Arm(recipe, "no teacher: the labels alone", then(_labels_only), controls),
+        f"-{LOGITS}": Arm(recipe, "answers alone", then(_logits_only), controls),
+        f"-{RANDOM}": Arm(recipe, "from random weights", then(_random), controls),
+    }
+
+
+DISTILBERT = _family("distilbert", "answers and hidden states", _nothing, ("onnxruntime",))
+TINYBERT = _family("tinybert", "embeddings, hidden states, attention, then answers", _nothing, ALL)
+WIDE = _family("tinybert", "the same, feed-forward layers as wide as the teacher's", _wide, ("onnxruntime",))
 ARMS: Mapping[str, Arm] = {
-    "distilbert": Arm("distilbert", "answers and hidden states", runtimes=ALL),
-    "distilbert-labels": Arm("distilbert", "no teacher: the labels alone", _labels_only),
-    "distilbert-logits": Arm("distilbert", "answers alone", _logits_only),
-    "distilbert-random": Arm("distilbert", "from random weights", _random),
-    "tinybert": Arm("tinybert", "embeddings, hidden states, attention, then answers", runtimes=ALL),
-    "tinybert-narrow": Arm("tinybert", "the same, feed-forward layers half as wide", _narrow, ("openvino",)),
-    "tinybert-labels": Arm("tinybert", "no teacher: the labels alone", _labels_only),
-    "tinybert-logits": Arm("tinybert", "answers alone", _logits_only, ALL),
-    "tinybert-random": Arm("tinybert", "from random weights", _random, ALL),
+    **{f"distilbert{less}": arm for less, arm in DISTILBERT.items()},
+    **{f"tinybert{less}": arm for less, arm in TINYBERT.items()},
+    **{f"tinybert-wide{less}": arm for less, arm in WIDE.items()},
     "minilm": Arm("minilm", "value relations of the last layer, then answers", runtimes=ALL),
     "bilstm": Arm("bilstm", "answers"),
     "bilstm-labels": Arm("bilstm", "no teacher: the labels alone", _labels_from_scratch),
 }
+
+
+def control_of(arm: str) -> str | None:
+    """The arm of the same student that learns from the labels alone, None where there is none or it is that."""
+    family, _, last = arm.rpartition("-")
+    control = f"{family if last in (LABELS, LOGITS, RANDOM) else arm}-{LABELS}"
+    return control if control in ARMS and control != arm else None
 
 
 def recipe_of(arm: str, seed: int, data: Path, weights: Path) -> Recipe:

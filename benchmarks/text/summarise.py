@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from arms import ARMS
+from arms import ARMS, control_of
 from numpy.typing import NDArray
 
 from edgewise.bench.numbers import speedup
@@ -27,7 +27,7 @@ from edgewise.measured import open_measured
 RUNTIMES = ("onnxruntime", "openvino", "litert")
 PRECISIONS = ("float32", "int8")
 DRAWS = 4000
-TIMED = ("distilbert", "tinybert", "tinybert-narrow", "minilm", "bilstm")  # the other arms are the same nets
+TIMED = ("distilbert", "tinybert", "tinybert-wide", "minilm", "bilstm")  # the other arms are the same nets
 
 Scores = NDArray[np.float64]
 
@@ -101,8 +101,8 @@ def table(runtime: str, precision: str, out: Path) -> list[str]:
 
 
 def _gain(arm: str, name: str, both: dict[int, tuple[Scores | None, Scores | None]], out: Path) -> str:
-    base = f"{arm.partition('-')[0]}-labels"
-    if base not in ARMS or base == arm:
+    base = control_of(arm)
+    if base is None:
         return ""
     others = {seed: scores(run, name) for seed, run in runs_of(base, out).items()}
     common = [seed for seed in both if others.get(seed) is not None]

@@ -239,7 +239,7 @@ def _with_quantizers(nncf: ModuleType, model: nn.Module, calibration: np.ndarray
         )
     share_inputs(quantized.eval(), samples[0])
     if not transformer:  # there the layers before a GELU give float, which MatMul may
-        quantize_before_activations(quantized, batches(calibration, device))
+        quantize_before_activations(quantized, samples[0], batches(calibration, device))
     return quantized
 
 

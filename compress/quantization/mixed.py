@@ -4,12 +4,13 @@ Greedy: the next layer to leave in float is the one that takes the most noise of
 multiply-accumulates, measured again in the company of those chosen before it (gains shrink as others are taken, so
 only the front runner is measured anew: Minoux 1978). Under an accuracy budget, layers that turn out not to be needed go
 back to INT8, the largest first, and the plan is then quantized for real and judged once more. Under a latency budget
-the longest beginning of that order which the clock allows is taken.
+the longest beginning of that order which the clock allows is taken. Where INT8 throughout misses the budget, stretches
+that are slower in INT8 than in float are left in float first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgewise.compress.config import Latency, Mixed, Quantize
 from edgewise.compress.pruning.goals import Clock, Timed
 from edgewise.compress.quantization.float_layers import resolve_float_layers
 from edgewise.compress.quantization.insert import insert_quantizers
+from edgewise.compress.quantization.stretches import fastest_in_float
 from edgewise.compress.quantization.switches import Switches, find_switches
 from edgewise.compress.sensitivity import LayerSensitivity, quantization_sensitivity
 from edgewise.errors import ModelError
@@ -28,6 +30,8 @@ from edgewise.models.tasks.base import Float, accuracy
 from edgewise.progress import Tick, silent
 
 WHERE = "quantize.mixed"
+TO_TIME = 8
+"""Calibration samples of a candidate that is only timed: its ranges don't change its time."""
 Paired = Callable[[Float, Float], tuple[float, float, float]]
 """Scores (N,) of the float model and of another -> how much lower the other's mean is, and the ends of its interval."""
 
@@ -48,7 +52,8 @@ class MixedPlan:
     Args:
         budget: what it was made under.
         float_layers: the layers that stay in float, those named by hand among them, in order of execution.
-        order: the layers as the search took them, the most worthwhile first.
+        for_speed: those of them that are there because INT8 throughout misses the latency.
+        order: the others as the search took them, the most worthwhile first.
         given_back: those of ``order`` that were not needed after all.
         drop: of the quantized model with this plan, on ``sample_ids``.
         drop_all_int8: of the one without it.
@@ -60,6 +65,7 @@ class MixedPlan:
 
     budget: dict[str, Any]
     float_layers: tuple[str, ...]
+    for_speed: tuple[str, ...]
     order: tuple[str, ...]
     given_back: tuple[str, ...]
     drop: Drop
@@ -74,6 +80,7 @@ class MixedPlan:
         return {
             "budget": self.budget,
             "float_layers": list(self.float_layers),
+            "for_speed": list(self.for_speed),
             "order": list(self.order),
             "given_back": list(self.given_back),
             "drop": asdict(self.drop),
@@ -170,33 +177,41 @@ class _Search:
         self.macs = self.switches.layers
         self.most = mixed.max_float_share * sum(self.macs.values())
         self.measured = 0
+        self.for_speed: list[str] = []
+        self.chosen: list[str] = []
+
+    def rank(self) -> None:
+        """Each layer's sensitivity, and its gain beside those that are in float already."""
         self.sensitivities = tuple(
             quantization_sensitivity(
                 self.quantized,
                 self.few,
-                held.targets[: mixed.sensitivity_samples],
-                score=score,
-                tick=tick,
+                self.held.targets[: self.mixed.sensitivity_samples],
+                score=self.score,
+                tick=self.tick,
                 switches=self.switches,
             )
         )
+        self.noise_now = self.noise(())
         # Stale gains: what leaving each alone in float took off the noise. The largest is measured anew when its turn
         # comes.
-        self.gains: dict[str, float] = {}
-        self.chosen: list[str] = []
-        self.noise_now = self.noise(())
-        for name in self.macs:
-            if name not in self.fixed:
-                self.gains[name] = self.gain(name)
+        self.gains = {name: self.gain(name) for name in self.macs if name not in (*self.fixed, *self.for_speed)}
 
     def insert(self, floats: Sequence[str]) -> nn.Module:
         """The model quantized for real, with these layers in float."""
-        config = self.config.model_copy(update={"mixed": None, "float_layers": (*self.fixed, *floats)})
+        update = {"mixed": None, "float_layers": (*self.fixed, *self.for_speed, *floats)}
+        config = self.config.model_copy(update=update)
         return insert_quantizers(self.model, self.calibration, config, padding=self.padding)
+
+    def insert_to_time(self, floats: Sequence[str]) -> nn.Module:
+        """A net of the same shape, calibrated and rounded in haste: only its file's time is of use."""
+        update = {"mixed": None, "float_layers": (*self.fixed, *floats), "rounding": "nearest", "adaround": None}
+        config, few = self.config.model_copy(update=update), self.calibration[:TO_TIME]
+        return insert_quantizers(self.model, few, config, correct_biases=False, padding=self.padding)
 
     def noise(self, floats: Sequence[str]) -> float:
         """Noise over signal of the logits, against the float model, with these layers switched to float."""
-        with self.switches.without([*self.fixed, *floats]):
+        with self.switches.without([*self.fixed, *self.for_speed, *floats]):
             logits = answers(self.quantized, self.few)
         self._told()
         return float(10 ** (-change(self.few_logits, logits).sqnr_db / 10))
@@ -210,15 +225,19 @@ class _Search:
         if real is not None:
             logits = answers(real, self.held)
         else:
-            with self.switches.without([*self.fixed, *floats]):
+            with self.switches.without([*self.fixed, *self.for_speed, *floats]):
                 logits = answers(self.quantized, self.held)
         self._told()
         value, low, high = self.paired(self.scores, self.score(logits, self.held.targets))
         return Drop(100 * value, 100 * low, 100 * high)
 
+    def used(self, floats: Iterable[str]) -> int:
+        """Multiply-accumulates in float with these layers."""
+        return sum(self.macs[name] for name in (*self.fixed, *self.for_speed, *floats))
+
     def take(self) -> str | None:
         """Choose the next layer; None when no layer is left that would help and fits."""
-        used = sum(self.macs[name] for name in (*self.fixed, *self.chosen))
+        used = self.used(self.chosen)
         fresh: set[str] = set()
         while True:
             open_ = {n: g for n, g in self.gains.items() if n not in self.chosen and used + self.macs[n] <= self.most}
@@ -237,6 +256,7 @@ class _Search:
 
     def under_accuracy(self, budget: float) -> MixedPlan:
         """The fewest multiply-accumulates in float with which the drop is within ``budget`` percentage points."""
+        self.rank()
         nothing = self.drop((), self.insert(()))
         told = {"max_accuracy_drop_pp": budget}
         if nothing.pp <= budget:
@@ -270,32 +290,49 @@ class _Search:
         """As many of the layers that hurt most as the clock allows."""
         limit = float(budget.p50_ms if budget.p50_ms is not None else budget.ratio or 0.0)
         unit = "ms" if budget.p50_ms is not None else "of the float model's latency"
-        nothing = self.drop((), self.insert(()))
+        timed: dict[frozenset[str], Timed] = {}
 
-        def time(count: int) -> tuple[Timed, bool]:
-            timed = clock(self.insert(self.chosen[:count]))
+        def cost(floats: Sequence[str]) -> float:
+            told = timed[frozenset(floats)] = clock(self.insert_to_time(floats))
             self._told()
-            return timed, (timed.p50_ms if budget.p50_ms is not None else timed.ratio) <= limit
+            return told.p50_ms if budget.p50_ms is not None else told.ratio
 
-        timed, fits = time(0)
-        if not fits:
-            reached = timed.p50_ms if budget.p50_ms is not None else timed.ratio
-            raise ModelError(
-                f"the model takes {reached:.3f} {unit} with every layer in INT8 already, and {limit:g} is the budget",
-                where=f"{WHERE}.latency",
-                hint="allow more, or prune the model first",
+        nothing = self.drop((), self.insert(()))
+        reached = all_int8 = cost(())
+        if reached > limit:
+            layers = [name for name in self.macs if name not in self.fixed]
+            self.for_speed, reached = fastest_in_float(
+                layers, cost, now=reached, limit=limit, allowed=lambda floats: self.used(floats) <= self.most
             )
+        if reached > limit:
+            raise self._too_slow(f"{all_int8:.3f} {unit}", f"{reached:.3f}", limit)
+        self.rank()
         while self.take() is not None:
             pass
         low, high = 0, len(self.chosen) + 1  # the first fits; one beyond the last doesn't exist
         while high - low > 1:
             middle = len(self.chosen) if low == 0 and high == len(self.chosen) + 1 else (low + high) // 2
-            tried, fits = time(middle)
-            low, high, timed = (middle, high, tried) if fits else (low, middle, timed)
+            fits = cost([*self.for_speed, *self.chosen[:middle]]) <= limit
+            low, high = (middle, high) if fits else (low, middle)
         kept = self.chosen[:low]
-        drop = nothing if not kept else self.drop(kept, self.insert(kept))
-        told = {"p50_ms": float(timed.p50_ms), "ratio": float(timed.ratio)}
+        final = timed[frozenset((*self.for_speed, *kept))]
+        drop = self.drop(kept, self.insert(kept)) if kept or self.for_speed else nothing
+        told = {"p50_ms": float(final.p50_ms), "ratio": float(final.ratio)}
         return self._plan({"latency": budget.model_dump(mode="json")}, kept, tuple(self.chosen), drop, nothing, told)
+
+    def _too_slow(self, all_int8: str, reached: str, limit: float) -> ModelError:
+        layers = ", ".join(self.for_speed)
+        best = (
+            f"and {reached} at best, with {layers} in float"
+            if layers
+            else f"nothing is faster with part of it in float (at most {100 * self.mixed.max_float_share:g} % of the "
+            "multiply-accumulates)"
+        )
+        return ModelError(
+            f"the model takes {all_int8} with every layer in INT8, {best}; {limit:g} is the budget",
+            where=f"{WHERE}.latency",
+            hint="allow more, ship it in float, or prune the model first",
+        )
 
     def _plan(
         self,
@@ -306,10 +343,11 @@ class _Search:
         nothing: Drop,
         timed: dict[str, float] | None,
     ) -> MixedPlan:
-        floats = tuple(name for name in self.macs if name in (*self.fixed, *kept))
+        floats = tuple(name for name in self.macs if name in (*self.fixed, *self.for_speed, *kept))
         return MixedPlan(
             budget=budget,
             float_layers=floats,
+            for_speed=tuple(self.for_speed),
             order=order,
             given_back=tuple(name for name in order if name not in kept),
             drop=drop,

@@ -65,77 +65,61 @@ def share_inputs(model: nn.Module, sample: Tensor) -> int:
     return gone
 
 
-def quantize_before_activations(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Quantize what goes into every uneven activation whose output is quantized, in place; how many were added.
+def quantize_before_activations(model: nn.Module, sample: Tensor, batches: Iterable[Tensor]) -> int:
+    """Quantize what goes into every uneven activation whose output is quantized, or that a quantized layer alone feeds
+    (where a plan's next layer is in float), in place; how many were added.
 
     Ranges are asymmetric, from the mean of each sample's smallest and largest value.
 
     Args:
         model: with quantizers.
+        sample: (1, C, H, W), to see what feeds what.
         batches: calibration samples (N, C, H, W).
     """
     from nncf.torch.function_hook import register_pre_function_hook
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
     from nncf.torch.quantization.layers import AsymmetricQuantizer
 
     storage: Any = getattr(model, HOOKS)
     names = {name.rpartition(".")[0]: hook for name, hook in storage.named_hooks(remove_duplicate=False)}
-    added: dict[nn.Module, _Extremes] = {}
-    made: list[Tensor] = []  # what the float layers gave in this run
-    for name, quantizer in names.items():
-        kind, key = name.split(".")
-        call, _, port = key.partition("__")
-        steps = call.split("/")
-        if kind != "post_hooks" or port != "0" or len(steps) < 2 or steps[-2] not in CALLS:
+    quantizer = next((hook for name, hook in names.items() if name.startswith("post_hooks.")), None)
+    if quantizer is None:
+        return 0
+    graph = build_nncf_graph(model, sample)
+    layers = {name.replace(".", "/") for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    added: list[_Extremes] = []
+    for node in graph.get_all_nodes():
+        call = node.node_name
+        if node.node_type not in CALLS or f"pre_hooks.{call}__0" in names:
             continue
-        if f"pre_hooks.{call}__0" in names:
-            continue
-        before = AsymmetricQuantizer(_asymmetric(quantizer)).to(next(model.parameters()).device)
-        before.get_buffer("enabled").zero_()  # until its range is known
-        handle = register_pre_function_hook(model, call.replace(":", "."), 0, before)
-        added[before] = _Extremes(before, handle, made)
-    floats = _float_layers(model, names)
+        sources = [source.node_name for source in graph.get_previous_nodes(node)]
+        behind_layer = any(source.rpartition("/")[0].rpartition("/")[0] in layers for source in sources)
+        behind_quantized = any(f"pre_hooks.{source}__1" in names for source in sources)
+        if behind_quantized if behind_layer else f"post_hooks.{call}__0" in names:
+            before = AsymmetricQuantizer(_asymmetric(quantizer)).to(next(model.parameters()).device)
+            before.get_buffer("enabled").zero_()  # until its range is known
+            register_pre_function_hook(model, call.replace(":", "."), 0, before)
+            added.append(_Extremes(before))
     with torch.no_grad():
         for batch in batches if added else ():
-            made.clear()
-            handles = [layer.register_forward_hook(lambda *call: made.append(call[-1])) for layer in floats]
             model(batch)
-            for handle in handles:
-                handle.remove()
-    for extremes in added.values():
-        if extremes.behind_float:
-            extremes.drop()
-        else:
-            extremes.set_range()
-    return sum(not extremes.behind_float for extremes in added.values())
-
-
-def _float_layers(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """Layers whose weights have no quantizer: a plan leaves them in float."""
-    weights = {name.rpartition("/")[0].rpartition("/")[0] for name in names if name.endswith("__1")}
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, LAYERS))
-    return [module for name, module in layers if f"pre_hooks.{name.replace('.', '/')}" not in weights]
+    for extremes in added:
+        extremes.set_range()
+    return len(added)
 
 
 class _Extremes:
-    """The mean of the samples' smallest and largest values of what a quantizer is given, and whether a float layer gave
-    it: then there is nothing to quantize for."""
+    """The mean of the samples' smallest and largest values of what a quantizer is given."""
 
-    def __init__(self, quantizer: Any, place: Any, made: list[Tensor]) -> None:
-        self.quantizer, self.place, self.made = quantizer, place, made
-        self.sums, self.count, self.behind_float = torch.zeros(2, dtype=torch.float64), 0, False
+    def __init__(self, quantizer: Any) -> None:
+        self.quantizer, self.sums, self.count = quantizer, torch.zeros(2, dtype=torch.float64), 0
         self.handle = quantizer.register_forward_pre_hook(self.add)
 
     def add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """One batch."""
-        self.behind_float |= any(args[0] is tensor for tensor in self.made)
         flat = args[0].detach().flatten(1).double().cpu()
         self.sums += torch.stack([flat.amin(1).clamp_max(0).sum(), flat.amax(1).clamp_min(0).sum()])
         self.count += len(flat)
-
-    def drop(self) -> None:
-        """Take the quantizer out again."""
-        self.handle.remove()
-        self.place.remove()
 
     def set_range(self) -> None:
         """Give it to the quantizer, and switch that on."""

@@ -79,14 +79,26 @@ def plan_rows(done: Mapping[str, Artifact]) -> tuple[tuple[PlanRow, ...], str]:
 
 
 def _plan_note(plan: dict[str, Any]) -> str:
-    budget = ", ".join(f"{key} {value}" for key, value in plan["budget"].items() if value is not None)
     drop, whole = plan["drop"], plan["drop_all_int8"]
-    n = len(plan["float_layers"])
+    n, faster = len(plan["float_layers"]), len(plan.get("for_speed", ()))
+    speed = f", {faster} of them because INT8 alone is too slow" if faster else ""
     return (
-        f"{n} {'layer stays' if n == 1 else 'layers stay'} in float, {100 * plan['float_share']:.1f} % of the MACs "
-        f"(budget: {budget}). On {len(plan['sample_ids'])} training samples the score drops by {_drop(drop)} with this "
-        f"plan, by {_drop(whole)} without it."
+        f"{n} {'layer stays' if n == 1 else 'layers stay'} in float{speed}, {100 * plan['float_share']:.1f} % of the "
+        f"MACs (budget: {_budget(plan)}). On {len(plan['sample_ids'])} training samples the score drops by "
+        f"{_drop(drop)} with this plan, by {_drop(whole)} without it."
     )
+
+
+def _budget(plan: dict[str, Any]) -> str:
+    latency = plan["budget"].get("latency")
+    if latency is None:
+        return f"a drop of {plan['budget']['max_accuracy_drop_pp']:g} pp"
+    goal = f"{latency['p50_ms']:g} ms" if latency["p50_ms"] is not None else f"{latency['ratio']:g} of float's time"
+    return f"{goal} in {latency['runtime']}, threads: {latency['threads']}; the plan's file took {_timed(plan)}"
+
+
+def _timed(plan: dict[str, Any]) -> str:
+    return f"{plan['timed']['p50_ms']:.3f} ms, {plan['timed']['ratio']:.3f} of float's time"
 
 
 def _drop(drop: Mapping[str, float]) -> str:

@@ -228,3 +228,21 @@ def test_the_plan_reaches_the_converter_s_process(tmp_path: Path) -> None:
     job = Job("litert", "int8", Source(SHAPE, 10, float_layers=("a.b", "c")), tmp_path / "x")
     assert parse_job(dump_job(job)) == job
     assert parse_job(dump_job(replace(job, source=Source(SHAPE, 10)))).source.float_layers == ()
+
+
+def test_a_leaky_relu_before_a_float_layer_keeps_nothing_else_in_float(tmp_path: Path) -> None:
+    """No integer convolution takes it in: what goes into it is quantized, though what comes out of it isn't."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(16, 16, 3, padding=1), nn.LeakyReLU(0.1)),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+    ).eval()
+    images = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
+    floats = ("2",)
+    quantized = insert_quantizers(net, images[:16], Quantize(kind="quantize", float_layers=floats))
+    export_qdq(quantized, SHAPE, tmp_path / "unsigned.onnx", signed=False, float_layers=floats)
+    source = Source(input_shape=SHAPE, classes=10, unsigned_onnx=tmp_path / "unsigned.onnx", float_layers=floats)
+    for name, runtime in (("onnxruntime", ort), ("openvino", ov)):
+        path = runtime.convert(source, "int8", tmp_path / name)
+        assert _executed_floats(tmp_path / f"{name}.report.json") == {"2"}
+        assert sqnr_db(answers(quantized, images), _answers(name, path, images)) > 25

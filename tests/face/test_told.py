@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgewise.artifact import Artifact
+from edgewise.compress.config import Latency
 from edgewise.told import beside
 
 Make = Callable[..., Artifact]
@@ -45,8 +46,9 @@ def _row(name: str, **changed: Any) -> dict[str, Any]:
 
 def test_a_plan_is_a_row_a_layer(made: Make) -> None:
     plan = {
-        "budget": {"max_accuracy_drop_pp": 0.5, "latency": None},
+        "budget": {"max_accuracy_drop_pp": 0.5},
         "float_layers": ["b"],
+        "for_speed": [],
         "float_share": 0.25,
         "drop": {"pp": 0.25, "low_pp": -0.5, "high_pp": 1.0},
         "drop_all_int8": {"pp": 3.0, "low_pp": 2.0, "high_pp": 4.0},
@@ -58,9 +60,29 @@ def test_a_plan_is_a_row_a_layer(made: Make) -> None:
         ("a", "int8", 20.0),
         ("b", "float32", None),
     ]
-    for words in ("25.0 % of the MACs", "max_accuracy_drop_pp 0.5", "0.25 pp (-0.50 to 1.00)", "3.00 pp"):
+    for words in ("25.0 % of the MACs", "budget: a drop of 0.5 pp", "0.25 pp (-0.50 to 1.00)", "3.00 pp"):
         assert words in told["plan_note"]
-    assert "latency" not in told["plan_note"]
+    for words in ("too slow", " ms"):
+        assert words not in told["plan_note"]
+
+
+@pytest.mark.parametrize(("goal", "words"), [({"p50_ms": 1.5}, "1.5 ms"), ({"ratio": 0.9}, "0.9 of float's time")])
+def test_a_plan_for_speed_says_what_it_took(goal: dict[str, float], words: str, made: Make) -> None:
+    latency = Latency(runtime="openvino", precision="int8", threads=2, **goal)  # type: ignore[arg-type]
+    plan = {
+        "budget": {"latency": latency.model_dump(mode="json")},
+        "float_layers": ["a", "b"],
+        "for_speed": ["a"],
+        "float_share": 0.25,
+        "drop": {"pp": 0.25, "low_pp": -0.5, "high_pp": 1.0},
+        "drop_all_int8": {"pp": 3.0, "low_pp": 2.0, "high_pp": 4.0},
+        "timed": {"p50_ms": 1.2345, "ratio": 0.8765},
+        "sample_ids": ["0", "1"],
+        "sensitivities": [_row("a"), _row("b")],
+    }
+    note = beside({"2-quantize": made("2-quantize", {"plan.json": plan})})["plan_note"]
+    assert "2 layers stay in float, 1 of them because INT8 alone is too slow, 25.0 %" in note
+    assert f"budget: {words} in openvino, threads: 2; the plan's file took 1.234 ms, 0.876 of float's time" in note
 
 
 def _pruned(macs: float, *ratios: float) -> dict[str, Any]:

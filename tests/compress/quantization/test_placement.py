@@ -97,6 +97,22 @@ def test_nothing_is_quantized_behind_a_float_layer() -> None:
     assert {name.split(".")[1] for name in before_activations(model)} == {"/leaky_relu/0__0"}
 
 
+def test_what_a_float_layer_reads_is_quantized_before_the_leaky_relu_alone() -> None:
+    """So that the convolution before writes integers: its output, and not what the activation makes of it."""
+    torch.manual_seed(0)
+    config = Quantize(kind="quantize", ranges="min_max", float_layers=("conv2",))
+    model = insert_quantizers(Leaky().eval(), IMAGES, config)
+
+    assert {name.split(".")[1] for name in before_activations(model)} == {"act/leaky_relu/0__0"}
+    assert not any(name.startswith("post_hooks.act/") for name in quantizers(model))
+    with torch.no_grad():
+        written = model.conv1(torch.from_numpy(IMAGES))
+    (quantizer,) = before_activations(model).values()
+    low, high = bounds(quantizer)
+    assert low == pytest.approx(float(written.min()), rel=0.05)
+    assert high == pytest.approx(float(written.max()), rel=0.05)
+
+
 def test_uneven_nets_get_asymmetric_activations_and_come_back_from_their_config() -> None:
     torch.manual_seed(0)
     net = Leaky().eval()
