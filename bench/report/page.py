@@ -13,7 +13,7 @@ from edgewise.bench.gate.verdict import worst
 from edgewise.bench.record import Context, LayersRow, Results
 from edgewise.bench.report.file import file_row
 from edgewise.bench.report.load import energy_row, scenario_rows
-from edgewise.bench.report.slices import slice_rows
+from edgewise.bench.report.slices import slice_rows, slices_left_out
 from edgewise.bench.report.timeline import blocks_of, origin_ns, spread_of, telemetry_of, thinned
 
 FORMAT = 2
@@ -46,6 +46,7 @@ def build_page(results: Results, verdict: Verdict | None, context: Context, out:
         row["in_short"] = row["name"] in short
         row["status"] = _status(row["name"], verdict)
     runtimes = {file.name: file.runtime for file in results.files}
+    unseen = slices_left_out(results) if context.metric is not None else []
     page: dict[str, Any] = finite(
         {
             "format": FORMAT,
@@ -92,7 +93,7 @@ def build_page(results: Results, verdict: Verdict | None, context: Context, out:
             "goals": [asdict(row) for row in context.goals],
             "others": _others(context),
             "bundles": [asdict(row) for row in context.bundles],
-            "notes": [*context.notes, *_notes(files)],
+            "notes": [*context.notes, *_notes(files), *unseen],
             "config": results.config,
             "provenance": results.provenance,
             "cpus": _cpus(results.provenance.get("device", {})),

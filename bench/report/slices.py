@@ -13,6 +13,7 @@ from edgewise.bench.report.file import interval_of
 from edgewise.bench.slices import labels_of
 
 SHOWN = 200  # rows of one split; more labels than that are no slices but samples
+FEWEST = 10  # samples of a slice: of fewer the interval holds nearly everything
 
 
 def slice_rows(results: Results, names: list[str]) -> list[dict[str, Any]]:
@@ -25,12 +26,30 @@ def slice_rows(results: Results, names: list[str]) -> list[dict[str, Any]]:
     files = [file for file in results.files if file.name in names]
     rows = []
     for split in results.slices:
-        labels = labels_of(results, split)
-        for label, inside in list(labels.where().items() if labels else ())[:SHOWN]:
+        for label, inside in list(_telling(results, split).items())[:SHOWN]:
             found = [row for file in files if (row := _row(results, file, inside)) is not None]
             if found:
                 rows.append({"slice": f"{split}={label}", "n": int(inside.sum()), "files": found})
     return rows
+
+
+def slices_left_out(results: Results) -> list[str]:
+    """A sentence for each split that has more slices than :func:`slice_rows` gives rows."""
+    lines = []
+    for split in results.slices:
+        labels, telling = labels_of(results, split), _telling(results, split)
+        small, over = len(labels.where() if labels else ()) - len(telling), max(0, len(telling) - SHOWN)
+        reasons = [f"{small} have fewer than {FEWEST} samples"] if small else []
+        reasons += [f"{over} are beyond the first {SHOWN}"] if over else []
+        if reasons:
+            lines.append(f"slices by {split} without a row here: {', '.join(reasons)}")
+    return lines
+
+
+def _telling(results: Results, split: str) -> dict[str, NDArray[np.bool_]]:
+    """The slices that have samples enough to say something."""
+    labels = labels_of(results, split)
+    return {name: inside for name, inside in (labels.where() if labels else {}).items() if inside.sum() >= FEWEST}
 
 
 def _row(results: Results, file: FileUnderTest, inside: NDArray[np.bool_]) -> dict[str, Any] | None:

@@ -37,6 +37,7 @@ from edgewise.bench.report.memory import memory_by_phase
 from edgewise.bench.report.render import render_html
 from edgewise.bench.report.scenario import load_curve
 from edgewise.bench.report.write import FILES, build_page, write_report
+from edgewise.bench.slices import keep, named
 
 EVIL = "<script>alert('x')</script>|`$x$` & co"
 BUDGET = Budget(max_accuracy_drop_pp=1.1, min_speedup=4, max_p50_ms=1, max_p99_ms=5)
@@ -249,6 +250,20 @@ def test_no_path_of_this_machine_is_told(made_up: Callable[..., Results], tmp_pa
     assert paths == {"teacher": "teacher.onnx", "student": "student.onnx", "small": "stages/a/model.onnx"}
     for name in FILES:
         assert str(tmp_path) not in (tmp_path / "run" / name).read_text(encoding="utf-8")
+
+
+def test_slices_that_say_nothing_are_counted_and_not_shown(made_up: Callable[..., Results], tmp_path: Path) -> None:
+    plenty = [f"plenty {i % 3}" for i in range(1964)]  # 2,000 samples
+    rare = [f"rare {i // 9}" for i in range(36)]  # four of nine samples each
+    tens = [f"{i // 10:03}" for i in range(2000)]
+    results = keep(made_up({"small": {}}), {"kind": named(plenty + rare), "ten": named(tens)})
+    write_report(results, None, Context("run", "now"), tmp_path)
+    found = [row["slice"] for row in json.loads((tmp_path / "report.json").read_text())["slices"]]
+    assert found == [f"kind=plenty {i}" for i in range(3)] + [f"ten={i:03}" for i in range(200)]
+    line = "slices by kind without a row here: 4 have fewer than 10 samples"
+    for form in ("report.md", "report.html"):
+        assert line in (tmp_path / form).read_text()
+        assert "slices by ten" not in (tmp_path / form).read_text()
 
 
 def test_threads_that_nobody_checked_are_noted(made_up: Callable[..., Results], tmp_path: Path) -> None:
