@@ -28,19 +28,25 @@ from edgewise.compress.quantization.batchnorm import NO_BATCHNORM, reestimate_on
 from edgewise.compress.quantization.config import AdaRound
 from edgewise.compress.quantization.equalize import equalize
 from edgewise.compress.quantization.float_layers import ignored_scope, resolve_float_layers
-from edgewise.compress.quantization.observe import BATCH, batches, observe, set_activation_ranges
-from edgewise.compress.quantization.placement import is_uneven, quantize_before_activations, share_inputs
+from edgewise.compress.quantization.observe import BATCH, observe, set_activation_ranges
+from edgewise.compress.quantization.placement import (
+    is_uneven,
+    quantize_before_activations,
+    quantize_constant_sides,
+    share_inputs,
+)
 from edgewise.compress.quantization.places import HOOKS
 from edgewise.compress.quantization.reconstruct import reconstruct
 from edgewise.compress.quantization.weights import set_weight_grid
 from edgewise.errors import ArtifactError, ModelError
 from edgewise.models.inputs import form_of, is_text
+from edgewise.models.text.encoder import HuggingFaceEncoder
 from edgewise.progress import Tick, silent
 
 QUANTIZER_CLASSES = ("SymmetricQuantizer", "AsymmetricQuantizer")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 DEFAULT_PERCENTILE = 99.99
-ATTENTION = (nn.LayerNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+ATTENTION = (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer, HuggingFaceEncoder)
 
 
 class Whole(nn.Module):
@@ -77,7 +83,8 @@ def _quiet() -> Iterator[None]:
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Whether to quantize as a transformer (asymmetric activations): it has attention or LayerNorm."""
+    """Whether to quantize as a transformer (asymmetric activations, and its masks in float): it has attention or the
+    norms that go with it, or is an encoder of transformers (MobileBERT has neither as a module of torch's)."""
     return any(isinstance(module, ATTENTION) for module in model.modules())
 
 
@@ -238,8 +245,10 @@ def _with_quantizers(nncf: ModuleType, model: nn.Module, calibration: np.ndarray
             ),
         )
     share_inputs(quantized.eval(), samples[0])
-    if not transformer:  # there the layers before a GELU give float, which MatMul may
-        quantize_before_activations(quantized, samples[0], batches(calibration, device))
+    if transformer:
+        quantize_constant_sides(quantized, samples[0])
+    else:  # a transformer's layers before a GELU give float, which MatMul may
+        quantize_before_activations(quantized, samples[0])
     return quantized
 
 

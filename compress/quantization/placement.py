@@ -6,7 +6,6 @@ and LiteRT only those that clip, so that a leaky ReLU would keep the convolution
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +18,13 @@ from edgewise.compress.quantization.places import HOOKS
 CALLS = frozenset(("leaky_relu", "elu", "elu_", "celu", "selu", "silu", "gelu", "mish", "hardswish", "leaky_relu_"))
 UNEVEN = (nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish)
 
-FLOOR = 2.0**-16  # of a range: a tensor that is zero throughout has none
+PRODUCTS = frozenset(("bmm", "matmul", "__matmul__"))  # as NNCF names them
+VIEWS = frozenset(
+    (
+        *("view", "reshape", "transpose", "permute", "expand", "repeat", "unsqueeze", "squeeze", "flatten"),
+        *("contiguous", "chunk", "split", "__getitem__"),
+    )
+)
 
 
 def is_uneven(model: nn.Module) -> bool:
@@ -65,29 +70,21 @@ def share_inputs(model: nn.Module, sample: Tensor) -> int:
     return gone
 
 
-def quantize_before_activations(model: nn.Module, sample: Tensor, batches: Iterable[Tensor]) -> int:
+def quantize_before_activations(model: nn.Module, sample: Tensor) -> int:
     """Quantize what goes into every uneven activation whose output is quantized, or that a quantized layer alone feeds
-    (where a plan's next layer is in float), in place; how many were added.
-
-    Ranges are asymmetric, from the mean of each sample's smallest and largest value.
+    (where a plan's next layer is in float), in place; how many were added. Their ranges are still to be found.
 
     Args:
         model: with quantizers.
         sample: (1, C, H, W), to see what feeds what.
-        batches: calibration samples (N, C, H, W).
     """
-    from nncf.torch.function_hook import register_pre_function_hook
-    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
-    from nncf.torch.quantization.layers import AsymmetricQuantizer
-
-    storage: Any = getattr(model, HOOKS)
-    names = {name.rpartition(".")[0]: hook for name, hook in storage.named_hooks(remove_duplicate=False)}
-    quantizer = next((hook for name, hook in names.items() if name.startswith("post_hooks.")), None)
-    if quantizer is None:
+    names = _names(model)
+    like = next((quantizer for name, quantizer in names.items() if name.startswith("post_hooks.")), None)
+    if like is None:
         return 0
-    graph = build_nncf_graph(model, sample)
+    graph = _graph(model, sample)
     layers = {name.replace(".", "/") for name, module in model.named_modules() if isinstance(module, LAYERS)}
-    added: list[_Extremes] = []
+    added = 0
     for node in graph.get_all_nodes():
         call = node.node_name
         if node.node_type not in CALLS or f"pre_hooks.{call}__0" in names:
@@ -96,47 +93,70 @@ def quantize_before_activations(model: nn.Module, sample: Tensor, batches: Itera
         behind_layer = any(source.rpartition("/")[0].rpartition("/")[0] in layers for source in sources)
         behind_quantized = any(f"pre_hooks.{source}__1" in names for source in sources)
         if behind_quantized if behind_layer else f"post_hooks.{call}__0" in names:
-            before = AsymmetricQuantizer(_asymmetric(quantizer)).to(next(model.parameters()).device)
-            before.get_buffer("enabled").zero_()  # until its range is known
-            register_pre_function_hook(model, call.replace(":", "."), 0, before)
-            added.append(_Extremes(before))
-    with torch.no_grad():
-        for batch in batches if added else ():
-            model(batch)
-    for extremes in added:
-        extremes.set_range()
-    return len(added)
+            _quantize_before(model, call, 0, like, asymmetric=True)
+            added += 1
+    return added
 
 
-class _Extremes:
-    """The mean of the samples' smallest and largest values of what a quantizer is given."""
+def quantize_constant_sides(model: nn.Module, sample: Tensor) -> int:
+    """Quantize the side of a product that hangs on no input where the other side is quantized, in place; how many were
+    added. DeBERTa multiplies queries by projected positions: NNCF sees a constant there, and no integer kernel takes a
+    product with one side in float. Their ranges are still to be found.
 
-    def __init__(self, quantizer: Any) -> None:
-        self.quantizer, self.sums, self.count = quantizer, torch.zeros(2, dtype=torch.float64), 0
-        self.handle = quantizer.register_forward_pre_hook(self.add)
+    Args:
+        model: with quantizers.
+        sample: (1, L), to see what feeds what.
+    """
+    graph = _graph(model, sample)
+    inputs = [node for node in graph.get_all_nodes() if node.node_type == "nncf_model_input"]
+    alive, waiting = set(), list(inputs)
+    while waiting:
+        node = waiting.pop()
+        if node.node_id not in alive:
+            alive.add(node.node_id)
+            waiting += graph.get_next_nodes(node)
+    like = next((hook for hook in _names(model).values() if not _narrow(hook)), None)
+    added = 0
+    for node in graph.get_all_nodes() if like is not None else ():
+        sides = graph.get_input_edges(node) if node.node_type in PRODUCTS else []
+        quantized = [_quantized(graph, side.from_node) for side in sides]
+        for side, done in zip(sides, quantized, strict=True):
+            if any(quantized) and not done and side.from_node.node_id not in alive:
+                _quantize_before(model, node.node_name, side.input_port_id, like, asymmetric=False)
+                added += 1
+    return added
 
-    def add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """One batch."""
-        flat = args[0].detach().flatten(1).double().cpu()
-        self.sums += torch.stack([flat.amin(1).clamp_max(0).sum(), flat.amax(1).clamp_min(0).sum()])
-        self.count += len(flat)
 
-    def set_range(self) -> None:
-        """Give it to the quantizer, and switch that on."""
-        self.handle.remove()
-        low, high = (self.sums / max(1, self.count)).tolist()
-        with torch.no_grad():
-            self.quantizer.input_low.fill_(low)
-            self.quantizer._input_range_param_storage.fill_(max(high - low, FLOOR))
-            self.quantizer.get_buffer("enabled").fill_(1)
+def _graph(model: nn.Module, sample: Tensor) -> Any:
+    """NNCF's graph of the calls that a run makes, quantizers among them."""
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+
+    return build_nncf_graph(model, sample)
 
 
-def _asymmetric(quantizer: Any) -> Any:
+def _names(model: nn.Module) -> dict[str, nn.Module]:
+    """{hook: quantizer}; a hook is such as ``pre_hooks.conv1/conv2d/0__1``: what port 1 of that call is given."""
+    storage: Any = getattr(model, HOOKS)
+    return {name.rpartition(".")[0]: hook for name, hook in storage.named_hooks(remove_duplicate=False)}
+
+
+def _quantized(graph: Any, node: Any) -> bool:
+    """Whether a quantizer gave what ``node`` gives, looking past operators that only move values."""
+    while node.node_type in VIEWS and graph.get_previous_nodes(node):
+        node = graph.get_previous_nodes(node)[0]
+    return node.node_type in ("symmetric_quantize", "asymmetric_quantize")
+
+
+def _quantize_before(model: nn.Module, call: str, port: int, like: Any, *, asymmetric: bool) -> None:
+    """Put a quantizer before a port of a call, of as many levels as ``like``."""
     from nncf.common.quantization.structs import QuantizationScheme
-    from nncf.torch.quantization.layers import PTQuantizerSpec
+    from nncf.torch.function_hook import register_pre_function_hook
+    from nncf.torch.quantization.layers import AsymmetricQuantizer, PTQuantizerSpec, SymmetricQuantizer
 
-    state = {**quantizer._qspec.get_state(), "mode": QuantizationScheme.ASYMMETRIC, "signedness_to_force": None}
-    return PTQuantizerSpec.from_state(state)
+    mode = QuantizationScheme.ASYMMETRIC if asymmetric else QuantizationScheme.SYMMETRIC
+    spec = PTQuantizerSpec.from_state({**like._qspec.get_state(), "mode": mode, "signedness_to_force": None})
+    quantizer = (AsymmetricQuantizer if asymmetric else SymmetricQuantizer)(spec)
+    register_pre_function_hook(model, call.replace(":", "."), port, quantizer.to(next(model.parameters()).device))
 
 
 def _narrow(quantizer: Any) -> bool:
@@ -152,4 +172,4 @@ def _put(storage: Any, name: str, quantizer: nn.Module) -> None:
     getattr(storage, kind)[key][number] = quantizer
 
 
-__all__ = ["is_uneven", "quantize_before_activations", "share_inputs"]
+__all__ = ["is_uneven", "quantize_before_activations", "quantize_constant_sides", "share_inputs"]

@@ -105,6 +105,8 @@ class Facts:
     def _moved_constant(self, name: str) -> bool:
         node = self.made.get(name)
         while node is not None and node.op_type in MOVERS:
+            if node.op_type in ("Gather", "Slice") and not all(self.constant(which) for which in node.input[1:]):
+                return False  # which rows of a table are taken, a run decides
             name = node.input[0]
             node = self.made.get(name)
         return name in self.constants

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 # Stages that fail alone: what doesn't hang on them goes on.
 ALONE = (export, convert, triton, layers)
+UNTRAINED = "train longer; a few hundred steps also leave BatchNorm's averages behind"
+DIVERGED = "clip its gradients (fit: {clip_norm: 1.0}) or lower its rate: it began as the calibrated net"
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def _tell_accuracy(made: Artifact, held: Artifact, console: Console) -> None:
     if trained and low < guessing + 0.1 * (100 - guessing):
         console.warn(
             f"{made.name}: guessing would reach {guessing:.1f} %: what is compared with this model, or learnt from it, "
-            "means little\n  next: train longer; a few hundred steps also leave BatchNorm's averages behind"
+            f"means little\n  next: {DIVERGED if made.name.endswith('quantize') else UNTRAINED}"
         )
 
 
