@@ -445,7 +445,9 @@ class Mixed(Config):
         if (self.max_accuracy_drop_pp is None) == (self.latency is None):
             raise ValueError("give exactly one of max_accuracy_drop_pp and latency")
         if self.latency is not None and self.latency.precision != "int8":
-            raise ValueError("latency.precision: the plan is of a quantized model, expected int8")
+            raise ValueError(
+                "latency.precision: expected int8, as the plan is of a quantized model, got float32, the default"
+            )
         return self
 
 
