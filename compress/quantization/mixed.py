@@ -325,8 +325,8 @@ class _Search:
         best = (
             f"and {reached} at best, with {layers} in float"
             if layers
-            else f"nothing is faster with part of it in float (at most {100 * self.mixed.max_float_share:g} % of the "
-            "multiply-accumulates)"
+            else "and nothing is faster with part of it in float "
+            f"(at most {100 * self.mixed.max_float_share:g} % of the multiply-accumulates)"
         )
         return ModelError(
             f"the model takes {all_int8} with every layer in INT8, {best}; {limit:g} is the budget",

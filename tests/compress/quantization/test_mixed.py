@@ -245,7 +245,9 @@ def test_layers_that_are_slower_in_int8_are_left_in_float_first(
 
 def test_a_latency_that_no_plan_reaches_is_refused(model: nn.Module, images: np.ndarray, held: Samples) -> None:
     mixed = Mixed(latency=Latency(runtime="onnxruntime", precision="int8", p50_ms=3))
-    with pytest.raises(ModelError, match=r"takes 4\.000 ms with every layer in INT8, nothing is faster .* 3 is the b"):
+    with pytest.raises(
+        ModelError, match=r"takes 4\.000 ms with every layer in INT8, and nothing is faster .* 3 is the b"
+    ):
         _plan(model, images, held, mixed, clock=_clock(model, []))
     with pytest.raises(ModelError, match="needs a clock"):
         _plan(model, images, held, mixed)
