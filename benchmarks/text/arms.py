@@ -90,7 +90,7 @@ def _family(recipe: str, about: str, change: Callable[[Recipe], None], controls:
     }
 
 
-DISTILBERT = _family("distilbert", "answers and hidden states", _nothing, ("onnxruntime",))
+DISTILBERT = _family("distilbert", "answers and hidden states", _nothing, ALL)
 TINYBERT = _family("tinybert", "embeddings, hidden states, attention, then answers", _nothing, ALL)
 WIDE = _family("tinybert", "the same, feed-forward layers as wide as the teacher's", _wide, ("onnxruntime",))
 ARMS: Mapping[str, Arm] = {
