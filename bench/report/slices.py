@@ -26,7 +26,8 @@ def slice_rows(results: Results, names: list[str]) -> list[dict[str, Any]]:
     files = [file for file in results.files if file.name in names]
     rows = []
     for split in results.slices:
-        for label, inside in list(_telling(results, split).items())[:SHOWN]:
+        telling = {label: inside for label, inside in _slices(results, split).items() if inside.sum() >= FEWEST}
+        for label, inside in list(telling.items())[:SHOWN]:
             found = [row for file in files if (row := _row(results, file, inside)) is not None]
             if found:
                 rows.append({"slice": f"{split}={label}", "n": int(inside.sum()), "files": found})
@@ -37,8 +38,9 @@ def slices_left_out(results: Results) -> list[str]:
     """A sentence for each split that has more slices than :func:`slice_rows` gives rows."""
     lines = []
     for split in results.slices:
-        labels, telling = labels_of(results, split), _telling(results, split)
-        small, over = len(labels.where() if labels else ()) - len(telling), max(0, len(telling) - SHOWN)
+        sizes = [inside.sum() for inside in _slices(results, split).values()]
+        small = sum(size < FEWEST for size in sizes)
+        over = max(0, len(sizes) - small - SHOWN)
         reasons = [f"{small} have fewer than {FEWEST} samples"] if small else []
         reasons += [f"{over} are beyond the first {SHOWN}"] if over else []
         if reasons:
@@ -46,10 +48,9 @@ def slices_left_out(results: Results) -> list[str]:
     return lines
 
 
-def _telling(results: Results, split: str) -> dict[str, NDArray[np.bool_]]:
-    """The slices that have samples enough to say something."""
+def _slices(results: Results, split: str) -> dict[str, NDArray[np.bool_]]:
     labels = labels_of(results, split)
-    return {name: inside for name, inside in (labels.where() if labels else {}).items() if inside.sum() >= FEWEST}
+    return labels.where() if labels else {}
 
 
 def _row(results: Results, file: FileUnderTest, inside: NDArray[np.bool_]) -> dict[str, Any] | None:

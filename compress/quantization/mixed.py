@@ -168,8 +168,8 @@ class _Search:
         self.padding = held.padding
         self.fixed = resolve_float_layers(model, config.float_layers, shape)
         # The search throws switches. Corrected biases and learnt roundings would stay behind a switched-off quantizer.
-        plain = config.model_copy(update={"mixed": None, "rounding": "nearest", "adaround": None})
-        self.quantized = insert_quantizers(model, calibration, plain, correct_biases=False, padding=self.padding)
+        self.plain = config.model_copy(update={"mixed": None, "rounding": "nearest", "adaround": None})
+        self.quantized = insert_quantizers(model, calibration, self.plain, correct_biases=False, padding=self.padding)
         self.switches: Switches = find_switches(self.quantized, shape)
         self.few = held[: mixed.sensitivity_samples]
         self.few_logits = answers(model, self.few)
@@ -195,23 +195,22 @@ class _Search:
         self.noise_now = self.noise(())
         # Stale gains: what leaving each alone in float took off the noise. The largest is measured anew when its turn
         # comes.
-        self.gains = {name: self.gain(name) for name in self.macs if name not in (*self.fixed, *self.for_speed)}
+        self.gains = {name: self.gain(name) for name in self.macs if name not in self.fixed}
 
     def insert(self, floats: Sequence[str]) -> nn.Module:
         """The model quantized for real, with these layers in float."""
-        update = {"mixed": None, "float_layers": (*self.fixed, *self.for_speed, *floats)}
-        config = self.config.model_copy(update=update)
+        config = self.config.model_copy(update={"mixed": None, "float_layers": (*self.fixed, *floats)})
         return insert_quantizers(self.model, self.calibration, config, padding=self.padding)
 
     def insert_to_time(self, floats: Sequence[str]) -> nn.Module:
         """A net of the same shape, calibrated and rounded in haste: only its file's time is of use."""
-        update = {"mixed": None, "float_layers": (*self.fixed, *floats), "rounding": "nearest", "adaround": None}
-        config, few = self.config.model_copy(update=update), self.calibration[:TO_TIME]
+        config = self.plain.model_copy(update={"float_layers": (*self.fixed, *floats)})
+        few = self.calibration[:TO_TIME]
         return insert_quantizers(self.model, few, config, correct_biases=False, padding=self.padding)
 
     def noise(self, floats: Sequence[str]) -> float:
         """Noise over signal of the logits, against the float model, with these layers switched to float."""
-        with self.switches.without([*self.fixed, *self.for_speed, *floats]):
+        with self.switches.without([*self.fixed, *floats]):
             logits = answers(self.quantized, self.few)
         self._told()
         return float(10 ** (-change(self.few_logits, logits).sqnr_db / 10))
@@ -225,7 +224,7 @@ class _Search:
         if real is not None:
             logits = answers(real, self.held)
         else:
-            with self.switches.without([*self.fixed, *self.for_speed, *floats]):
+            with self.switches.without([*self.fixed, *floats]):
                 logits = answers(self.quantized, self.held)
         self._told()
         value, low, high = self.paired(self.scores, self.score(logits, self.held.targets))
@@ -233,7 +232,7 @@ class _Search:
 
     def used(self, floats: Iterable[str]) -> int:
         """Multiply-accumulates in float with these layers."""
-        return sum(self.macs[name] for name in (*self.fixed, *self.for_speed, *floats))
+        return sum(self.macs[name] for name in (*self.fixed, *floats))
 
     def take(self) -> str | None:
         """Choose the next layer; None when no layer is left that would help and fits."""
@@ -293,7 +292,7 @@ class _Search:
         timed: dict[frozenset[str], Timed] = {}
 
         def cost(floats: Sequence[str]) -> float:
-            told = timed[frozenset(floats)] = clock(self.insert_to_time(floats))
+            told = timed[frozenset((*self.fixed, *floats))] = clock(self.insert_to_time(floats))
             self._told()
             return told.p50_ms if budget.p50_ms is not None else told.ratio
 
@@ -306,16 +305,17 @@ class _Search:
             )
         if reached > limit:
             raise self._too_slow(f"{all_int8:.3f} {unit}", f"{reached:.3f}", limit)
+        self.fixed = (*self.fixed, *self.for_speed)
         self.rank()
         while self.take() is not None:
             pass
         low, high = 0, len(self.chosen) + 1  # the first fits; one beyond the last doesn't exist
         while high - low > 1:
             middle = len(self.chosen) if low == 0 and high == len(self.chosen) + 1 else (low + high) // 2
-            fits = cost([*self.for_speed, *self.chosen[:middle]]) <= limit
+            fits = cost(self.chosen[:middle]) <= limit
             low, high = (middle, high) if fits else (low, middle)
         kept = self.chosen[:low]
-        final = timed[frozenset((*self.for_speed, *kept))]
+        final = timed[frozenset((*self.fixed, *kept))]
         drop = self.drop(kept, self.insert(kept)) if kept or self.for_speed else nothing
         told = {"p50_ms": float(final.p50_ms), "ratio": float(final.ratio)}
         return self._plan({"latency": budget.model_dump(mode="json")}, kept, tuple(self.chosen), drop, nothing, told)
@@ -343,7 +343,7 @@ class _Search:
         nothing: Drop,
         timed: dict[str, float] | None,
     ) -> MixedPlan:
-        floats = tuple(name for name in self.macs if name in (*self.fixed, *self.for_speed, *kept))
+        floats = tuple(name for name in self.macs if name in (*self.fixed, *kept))
         return MixedPlan(
             budget=budget,
             float_layers=floats,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.compress.fold import LAYERS
+from edgewise.compress.quantization.observe import is_weight
 from edgewise.compress.quantization.places import HOOKS
 
 # Activations that no integer convolution takes in: as torch functions, and as modules.
@@ -60,7 +61,7 @@ def share_inputs(model: nn.Module, sample: Tensor) -> int:
     first: dict[tuple[Any, ...], nn.Module] = {}
     gone = 0
     for name, quantizer in hooks.items():
-        if quantizer not in seen or _narrow(quantizer):
+        if quantizer not in seen or is_weight(quantizer):
             continue
         tensor, version = seen[quantizer]
         kept = first.setdefault((id(tensor), version, type(quantizer), *_spec(quantizer)), quantizer)
@@ -108,14 +109,13 @@ def quantize_constant_sides(model: nn.Module, sample: Tensor) -> int:
         sample: (1, L), to see what feeds what.
     """
     graph = _graph(model, sample)
-    inputs = [node for node in graph.get_all_nodes() if node.node_type == "nncf_model_input"]
-    alive, waiting = set(), list(inputs)
+    alive, waiting = set(), [node for node in graph.get_all_nodes() if node.node_type == "nncf_model_input"]
     while waiting:
         node = waiting.pop()
         if node.node_id not in alive:
             alive.add(node.node_id)
             waiting += graph.get_next_nodes(node)
-    like = next((hook for hook in _names(model).values() if not _narrow(hook)), None)
+    like = next((hook for hook in _names(model).values() if not is_weight(hook)), None)
     added = 0
     for node in graph.get_all_nodes() if like is not None else ():
         sides = graph.get_input_edges(node) if node.node_type in PRODUCTS else []
@@ -157,10 +157,6 @@ def _quantize_before(model: nn.Module, call: str, port: int, like: Any, *, asymm
     spec = PTQuantizerSpec.from_state({**like._qspec.get_state(), "mode": mode, "signedness_to_force": None})
     quantizer = (AsymmetricQuantizer if asymmetric else SymmetricQuantizer)(spec)
     register_pre_function_hook(model, call.replace(":", "."), port, quantizer.to(next(model.parameters()).device))
-
-
-def _narrow(quantizer: Any) -> bool:
-    return bool(quantizer._narrow_range)
 
 
 def _spec(quantizer: Any) -> tuple[str, ...]:
