@@ -28,7 +28,8 @@ Role = Literal["reference", "parent", "candidate"]
 class FileUnderTest:
     """One converted file; ``reference`` and ``parent`` name the float teacher and student in the same runtime.
 
-    ``path`` leads to the main file and ``sha256`` is its own; ``size_bytes`` counts all parts, such as OpenVINO's .bin.
+    ``path`` leads to the main file and ``sha256`` is its own, ``weights_sha256`` that of OpenVINO's .bin beside it;
+    ``size_bytes`` counts both.
     """
 
     name: str
@@ -40,6 +41,7 @@ class FileUnderTest:
     sha256: str
     reference: str | None = None
     parent: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def make(place: Place, name: str, row: str, settings: dict[str, Any] | None, say
             except EdgewiseError as error:
                 say(f"{name} {row} {runtime}: {error}")
     found = [(runtime, folder / f"{runtime}{SUFFIX[runtime]}") for runtime in RUNTIMES]
-    return [_under_test(row, runtime, precision, path) for runtime, path in found if path.exists()]
+    return [under_test(row, runtime, precision, path) for runtime, path in found if path.exists()]
 
 
 def _prepare(place: Place, name: str, folder: Path, settings: dict[str, Any] | None) -> Source:
@@ -123,7 +123,8 @@ def _prepare(place: Place, name: str, folder: Path, settings: dict[str, Any] | N
     return Source(**common, unsigned_onnx=folder / "graph.onnx", calibration=calibrated, float_layers=floats)
 
 
-def _under_test(row: str, runtime: str, precision: str, path: Path) -> FileUnderTest:
+def under_test(row: str, runtime: str, precision: str, path: Path) -> FileUnderTest:
+    """A file beside the float one of the same runtime."""
     parts = [path, path.with_suffix(".bin")] if runtime == "openvino" else [path]
     return FileUnderTest(
         name=f"{runtime}-{row}",

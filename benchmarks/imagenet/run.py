@@ -2,6 +2,7 @@
 
     python benchmarks/imagenet/run.py accuracy --data FOLDER --out runs/imagenet --nets mobilenet_v1 squeezenet
     python benchmarks/imagenet/run.py speed --data FOLDER --out runs/imagenet
+    python benchmarks/imagenet/run.py own --data FOLDER --out runs/imagenet
     python benchmarks/imagenet/run.py tables --out runs/imagenet > tables.md
 
 FOLDER holds imagenet1k_samples_jpeg.npz and the .pth files. From the repository root. What is there already stays: a
@@ -23,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the nets are nam
 import numpy as np
 from files import Place, make, task_of
 from options import NETS, options
+from own import ROW as OWN
+from own import make_own
 from tables import tables
 
 from edgewise.bench.config import Bench
@@ -72,22 +75,37 @@ def speed(place: Place, names: Sequence[str], rows: Sequence[str] | None, launch
     for name in names:
         for row in rows or [SPEED_ROW.get(name, "mse")]:
             pair = [*make(place, name, "float", None), *make(place, name, row, options(name)[row])]
-            path, targets, ids = inputs(place, name, 32)
-            for runtime in dict.fromkeys(file.runtime for file in pair):
-                out = place.files(name, row) / f"speed-{runtime}"
-                if (out / "measurements.json").exists():
-                    continue
-                config = Bench(launches=launches, blocks=20, accuracy_samples=1)
-                same = [file for file in pair if file.runtime == runtime]
-                measure(same, path, targets, ids, config, out, score=task_of(place, name).score)
-                flags = {flag for found in load_results(out).measurements.values() for flag in found.flags}
-                print(f"{name} {row} {runtime}: {', '.join(sorted(flags)) or 'quiet'}", flush=True)
+            clock(place, name, row, pair, launches)
+
+
+def clock(place: Place, name: str, row: str, files: Sequence[FileUnderTest], launches: int) -> None:
+    """Files of one net taking turns, each runtime in a measurement of its own, kept below ``row``."""
+    path, targets, ids = inputs(place, name, 32)
+    for runtime in dict.fromkeys(file.runtime for file in files):
+        out = place.files(name, row) / f"speed-{runtime}"
+        if (out / "measurements.json").exists():
+            continue
+        config = Bench(launches=launches, blocks=20, accuracy_samples=1)
+        same = [file for file in files if file.runtime == runtime]
+        measure(same, path, targets, ids, config, out, score=task_of(place, name).score)
+        flags = {flag for found in load_results(out).measurements.values() for flag in found.flags}
+        print(f"{name} {row} {runtime}: {', '.join(sorted(flags)) or 'quiet'}", flush=True)
+
+
+def own(place: Place, names: Sequence[str], launches: int) -> None:
+    """The product's INT8 files beside those of the runtimes' own tools: times, and answers where labels are."""
+    for name in names:
+        files = [*make(place, name, "float", None), *make(place, name, "mse", options(name)["mse"])]
+        theirs = make_own(place, name)
+        if NETS[name].weights:
+            answer(place, name, OWN, theirs)
+        clock(place, name, OWN, [*files, *theirs], launches)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """One of the three."""
+    """One of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("accuracy", "speed", "tables"))
+    parser.add_argument("what", choices=("accuracy", "speed", "own", "tables"))
     parser.add_argument("--data", type=Path, default=Path(), help="the folder with images and weights")
     parser.add_argument("--out", type=Path, default=Path("runs/imagenet"))
     parser.add_argument("--nets", nargs="+", choices=NETS, default=None)
@@ -99,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(tables(place.out))
     elif given.what == "accuracy":
         accuracy(place, given.nets or [name for name, net in NETS.items() if net.weights], given.rows)
+    elif given.what == "own":
+        own(place, given.nets or list(NETS), given.launches)
     else:
         speed(place, given.nets or list(NETS), given.rows, given.launches)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from options import CALIBRATION, NETS, options
+from own import ROW as OWN
 from samples import spread
 
 from edgewise.bench.numbers import clock_of, samples_of, speedup
@@ -23,8 +24,7 @@ LIMIT_PP = 1.5
 def tables(out: Path) -> str:
     """All that was measured below ``out``."""
     parts = [text for name in NETS for text in [accuracy_table(out, name)] if text]
-    speeds = speed_table(out)
-    return "\n".join([*parts, *([speeds] if speeds else [])])
+    return "\n".join([*parts, *(text for text in (speed_table(out), own_table(out)) if text)])
 
 
 def accuracy_table(out: Path, name: str) -> str:
@@ -96,6 +96,34 @@ def _speed(found: Results, runtime: str, row: str, folder: Path) -> list[str]:
     cells = [f"{time.value / 1e6:.3f}" if time else "-" for time in times]
     text = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" if ratio else "-"
     return [*cells, text, clock or "-", f"{100 * share:.1f}" if share is not None else "-"]
+
+
+def own_table(out: Path) -> str:
+    """INT8 by the product's defaults beside INT8 by each runtime's own tools."""
+    rows = []
+    for name in NETS:
+        for runtime in RUNTIMES:
+            found = _results(out / name / OWN / f"speed-{runtime}")
+            if found is None:
+                continue
+            names = {row: f"{runtime}-{row}" for row in ("float", "mse", OWN)}
+            clock = clock_of(found, *names.values())
+            pairs = ((names["mse"], names["float"]), (names[OWN], names["float"]), (names["mse"], names[OWN]))
+            ratios = [speedup(found, over, under, clock=clock) for over, under in pairs]
+            cells = [f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" if one else "-" for one in ratios]
+            rows.append([name, runtime, *cells, *_drops(out / name, runtime), clock or "-"])
+    head = ["net", "runtime", "ours / float", "own / float", "ours / own", "ours drop, pp", "own drop, pp", "clock"]
+    return f"### Beside the runtimes' own tools\n\n{markdown(head, rows)}" if rows else ""
+
+
+def _drops(folder: Path, runtime: str) -> list[str]:
+    floats = _results(folder / "float" / "answers")
+    before = None if floats is None else floats.scores(f"{runtime}-float")
+    cells = []
+    for row in ("mse", OWN):
+        found = _results(folder / row / "answers")
+        cells.append(_pp(drop_of(before, _scores(found, f"{runtime}-{row}"))) if found and before is not None else "")
+    return cells
 
 
 def _p50(samples: Any) -> Interval | None:

@@ -142,6 +142,7 @@ def _files(paths: Sequence[Path]) -> list[FileUnderTest]:
                 path=str(path.resolve()),
                 size_bytes=sum(part.stat().st_size for part in parts),
                 sha256=sha256_file(path),
+                weights_sha256=sha256_file(parts[1]) if parts[1:] else None,
             )
         )
     return files

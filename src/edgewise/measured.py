@@ -80,7 +80,8 @@ def check_there(measured: Measured, file: FileUnderTest) -> None:
     where, again = f"{measured.name}: {file.name}", "name a folder that still has its files, or measure anew"
     if not path.is_file():
         raise ArtifactError(f"it was measured at {path}, and is not there any more", where=where, hint=again)
-    if sha256_file(path) != file.sha256:
-        raise ArtifactError(f"{path} is not the file that was measured: its bytes differ", where=where, hint=again)
+    for part, expected in ((path, file.sha256), (path.with_suffix(".bin"), file.weights_sha256)):
+        if expected is not None and (not part.is_file() or sha256_file(part) != expected):
+            raise ArtifactError(f"{part} is not the file that was measured: its bytes differ", where=where, hint=again)
     if not measured.inputs.is_file():
         raise ArtifactError("the inputs are not there any more", where=str(measured.inputs), hint=again)

@@ -206,6 +206,24 @@ def test_a_file_that_is_gone_or_changed_is_not_measured_in_its_place(folder: Pat
         gating.gate_run(folder / "now", budget, against=str(folder / "then"))
 
 
+def test_other_weights_of_openvino_are_another_file(folder: Path) -> None:
+    """The graph is the same text whatever the .bin beside it holds."""
+    weights = folder / "net.bin"
+    weights.write_bytes(b"weights")
+    (folder / "net.xml").write_text("<net/>")
+
+    def openvino(results: Results) -> Results:
+        new = {"path": str(folder / "net.xml"), "sha256": sha256_file(folder / "net.xml")}
+        files = tuple(replace(file, **new, weights_sha256=sha256_file(weights)) for file in results.files)
+        return replace(results, files=files)
+
+    _changed(folder / "then", openvino)
+    budget = _budget(folder, "release: {max_latency_ratio: 9}\n")
+    weights.write_bytes(b"another")
+    with pytest.raises(ArtifactError, match=r"net\.bin is not the file that was measured: its bytes differ"):
+        gating.gate_run(folder / "now", budget, against=str(folder / "then"))
+
+
 def test_releases_from_two_devices_are_not_compared(folder: Path) -> None:
     def moved(results: Results) -> Results:
         device = {**results.provenance["device"], "cpu": "another"}

@@ -288,6 +288,7 @@ def under_test(entries: list[dict[str, Any]], parents: Mapping[str, Artifact]) -
     for entry in entries:
         made = parents[entry["name"]]
         parts = [part for name, part in made.files.items() if not name.endswith(".report.json")]
+        weights = made.files.get(Path(made.metrics["main"]).with_suffix(".bin").as_posix(), {})
         files.append(
             FileUnderTest(
                 name=entry["name"],
@@ -299,6 +300,7 @@ def under_test(entries: list[dict[str, Any]], parents: Mapping[str, Artifact]) -
                 sha256=made.files[made.metrics["main"]]["sha256"],
                 reference=entry["reference"],
                 parent=entry["parent"],
+                weights_sha256=weights.get("sha256"),
             )
         )
     return files
