@@ -198,6 +198,87 @@ def sink_below_concat(graph: GraphProto, *, again: bool = False) -> int:
     return changed
 
 
+def lift_dequantize(graph: GraphProto) -> int:
+    """Undo ``sink_dequantize`` and ``sink_below_concat``: QuantizeLinear, DequantizeLinear, then what moves the values;
+    how many nodes move floats now. OpenVINO knows a quantizer by the two side by side and takes it into the layer
+    before; it finds by itself that what follows can move integers."""
+    made, readers = producers(graph), consumers(graph)
+    known: dict[str, tuple[float, int] | None] = {}
+    lifted = [n for n in graph.node if n.op_type in MOVERS and _moved_scale(graph, made, n.output[0], known)]
+    ends = [reader for node in lifted for name in node.output for reader in readers.get(name, [])]
+    pairs = [end for end in ends if end.op_type == "DequantizeLinear"]
+    for end in ends:
+        if end in pairs and _scale(graph, end) != _moved_scale(graph, made, end.input[0], known):
+            return 0
+        if end not in pairs and end not in lifted:
+            return 0
+    floats: dict[str, str] = {}
+    for node in lifted:
+        for index, name in enumerate(_moved(node)):
+            if made[name].op_type == "QuantizeLinear":
+                if name not in floats:
+                    floats[name] = _dequantized(graph, made[name], readers[name])
+                node.input[index] = floats[name]
+        if node.op_type == "Pad" and len(node.input) > 2:
+            node.input[2] = ""  # zero, as the zero-point was
+    for pair in pairs:
+        inner, outer = pair.input[0], pair.output[0]
+        if is_output(graph, outer):
+            pair.op_type = "Identity"
+            del pair.input[1:]
+            continue
+        for reader in readers[outer]:
+            for index, name in enumerate(reader.input):
+                if name == outer:
+                    reader.input[index] = inner
+        _remove(graph, pair)
+    names = {name for node in lifted for name in node.output}
+    typed = [info for info in graph.value_info if info.name not in names]
+    del graph.value_info[:]
+    graph.value_info.extend(typed)
+    return len(lifted)
+
+
+def _moved(node: NodeProto) -> list[str]:
+    """The tensors whose values a mover moves."""
+    return list(node.input) if node.op_type == "Concat" else [node.input[0]]
+
+
+def _scale(graph: GraphProto, node: NodeProto) -> tuple[float, int] | None:
+    """Scale and zero-point of a QuantizeLinear or DequantizeLinear; None where it has one a channel."""
+    scale = value(graph, node.input[1])
+    zero = value(graph, node.input[2]) if len(node.input) > 2 else np.zeros(())
+    return None if scale is None or zero is None or scale.ndim else (float(scale), int(zero))
+
+
+def _moved_scale(
+    graph: GraphProto, made: dict[str, NodeProto], name: str, known: dict[str, tuple[float, int] | None]
+) -> tuple[float, int] | None:
+    """How integers that were moved here were quantized; None for floats, constants, and where it differs."""
+    if name not in known:
+        node, known[name] = made.get(name), None
+        if node is not None and node.op_type == "QuantizeLinear":
+            known[name] = _scale(graph, node)
+        elif node is not None and node.op_type in MOVERS:
+            found = {_moved_scale(graph, made, one, known) for one in _moved(node)}
+            known[name] = found.pop() if len(found) == 1 else None
+    return known[name]
+
+
+def _dequantized(graph: GraphProto, quantize: NodeProto, readers: list[NodeProto]) -> str:
+    """What a QuantizeLinear's own DequantizeLinear gives: it stands right behind now, made where there was none."""
+    pair = next((r for r in readers if r.op_type == "DequantizeLinear"), None)
+    if pair is None:
+        pair = helper.make_node("DequantizeLinear", quantize.output[:1], [f"{quantize.output[0]}.lifted"])
+        pair.name = pair.output[0]
+        pair.input.extend(quantize.input[1:])
+    else:
+        _remove(graph, pair)
+    position = next(i for i, node in enumerate(graph.node) if node is quantize)
+    graph.node.insert(position + 1, pair)
+    return str(pair.output[0])
+
+
 def free_activations(graph: GraphProto) -> int:
     """Take out the Q/DQ pair between a Conv and an activation such as LeakyRelu; how many. OpenVINO fuses the two,
     which saves it a rounding and a pass over memory; ONNX Runtime needs the pair."""

@@ -95,11 +95,11 @@ def clock(place: Place, name: str, row: str, files: Sequence[FileUnderTest], lau
 def own(place: Place, names: Sequence[str], launches: int) -> None:
     """The product's INT8 files beside those of the runtimes' own tools: times, and answers where labels are."""
     for name in names:
-        files = [*make(place, name, "float", None), *make(place, name, "mse", options(name)["mse"])]
-        theirs = make_own(place, name)
-        if NETS[name].weights:
-            answer(place, name, OWN, theirs)
-        clock(place, name, OWN, [*files, *theirs], launches)
+        files = {"float": make(place, name, "float", None), "mse": make(place, name, "mse", options(name)["mse"])}
+        files[OWN] = make_own(place, name)
+        for row, made in files.items() if NETS[name].weights else ():
+            answer(place, name, row, made)
+        clock(place, name, OWN, [file for made in files.values() for file in made], launches)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,8 @@ def _drops(folder: Path, runtime: str) -> list[str]:
     cells = []
     for row in ("mse", OWN):
         found = _results(folder / row / "answers")
-        cells.append(_pp(drop_of(before, _scores(found, f"{runtime}-{row}"))) if found and before is not None else "")
+        after = None if found is None else _scores(found, f"{runtime}-{row}")
+        cells.append("" if before is None or after is None else _pp(drop_of(before, after)))
     return cells
 
 

@@ -17,7 +17,7 @@ from edgewise.deploy.convert.base import Source, named, need, refuse, write_repo
 from edgewise.deploy.convert.executed import arithmetic, integer_layers, layer_macs, plain
 from edgewise.deploy.convert.planned import check_plan
 from edgewise.deploy.onnx_graph import to_bytes
-from edgewise.deploy.rewrites import free_activations
+from edgewise.deploy.rewrites import free_activations, lift_dequantize
 from edgewise.deploy.runtimes.base import reason
 from edgewise.deploy.runtimes.ov import load_openvino
 from edgewise.deploy.weight_only import store_tables, store_weights
@@ -54,6 +54,7 @@ def convert(source: Source, precision: Precision, out: Path) -> Path:
     given = onnx.load(graph)
     if int8:
         free_activations(given.graph)
+        lift_dequantize(given.graph)
     if precision in GROUPS:
         store_weights(given)
     if int8 or precision in GROUPS:

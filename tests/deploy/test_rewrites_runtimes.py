@@ -18,10 +18,11 @@ from edgewise.compress.quantization.insert import insert_quantizers
 from edgewise.deploy.contracts import ort as ort_contract
 from edgewise.deploy.contracts import ov as ov_contract
 from edgewise.deploy.contracts import trt
-from edgewise.deploy.convert import ort
+from edgewise.deploy.convert import ort, ov
+from edgewise.deploy.convert.base import Source
 from edgewise.deploy.export import export_qdq
 from edgewise.deploy.ort_rewrites import pad_input_channels
-from edgewise.deploy.rewrites import free_activations
+from edgewise.deploy.rewrites import free_activations, lift_dequantize
 
 SHAPE = (3, 16, 16)
 IMAGES = np.random.default_rng(0).standard_normal((6, *SHAPE)).astype(np.float32)
@@ -161,6 +162,70 @@ def test_free_activations_leaves_a_pair_that_others_read(tmp_path: Path) -> None
     model.graph.output.append(onnx.helper.make_tensor_value_info("spare", onnx.TensorProto.FLOAT, None))
 
     assert free_activations(model.graph) == 2
+
+
+class Moved(nn.Module):
+    """A stem with a pool; a shortcut that is sliced and padded; two ways that read the same tensor, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        self.halve, self.left = nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 8, 1)
+        self.last, self.linear = nn.Conv2d(24, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.stem(x)))
+        shortcut = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        x = self.relu(self.halve(x) + shortcut)
+        x = torch.cat([x, self.relu(self.left(x))], 1)
+        out: Tensor = self.linear(self.relu(self.last(x)).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("net", [Joined, Moved])
+def test_openvino_takes_every_quantizer_into_the_layer_before(tmp_path: Path, net: type[nn.Module]) -> None:
+    """One that stands alone is computed in float, in a pass over memory of its own."""
+    openvino = pytest.importorskip("openvino")
+    exported(net(), tmp_path)
+    source = Source(SHAPE, 5, unsigned_onnx=tmp_path / "model.onnx")
+
+    path = ov.convert(source, "int8", tmp_path / "openvino")
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = Counter(ov._text(op.get_rt_info(), "layerType") for op in compiled.get_runtime_model().get_ops())
+    assert kinds["Convolution"] == 4
+    assert kinds["FakeQuantize"] == 1  # the input's: it has no layer before it
+
+
+@pytest.mark.parametrize("net", [Joined, Moved])
+def test_quantizers_side_by_side_change_no_answer(tmp_path: Path, net: type[nn.Module]) -> None:
+    model, _ = exported(net(), tmp_path)
+    before = run(model, plain=True)
+
+    assert lift_dequantize(model.graph) > 0
+    assert lift_dequantize(model.graph) == 0
+
+    onnx.checker.check_model(model, full_check=True)
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            readers = [other.op_type for other in model.graph.node if node.output[0] in other.input]
+            assert readers == ["DequantizeLinear"]
+    np.testing.assert_array_equal(run(model, plain=True), before)
+
+
+def test_what_is_dequantized_otherwise_than_it_was_quantized_stays(tmp_path: Path) -> None:
+    model, _ = exported(Joined(), tmp_path)
+    before = model.SerializeToString()
+    joined = next(node for node in model.graph.node if node.op_type in ("Concat", "MaxPool"))
+    last = joined
+    while last.op_type != "DequantizeLinear":
+        last = next(node for node in model.graph.node if last.output[0] in node.input)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(9.0, np.float32), "other"))
+    last.input[1] = "other"
+    changed = model.SerializeToString()
+
+    assert lift_dequantize(model.graph) == 0
+    assert model.SerializeToString() == changed != before
 
 
 def test_quantizers_of_one_tensor_count_once(tmp_path: Path) -> None:
