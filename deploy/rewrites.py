@@ -22,6 +22,8 @@ from edgewise.deploy.onnx_graph import (
 # Activations that no integer convolution takes in.
 UNEVEN = ("LeakyRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "HardSwish")
 
+Scale = tuple[float, int, str]
+
 
 def _remove(graph: GraphProto, node: NodeProto) -> None:
     # By identity: protobuf's own remove() compares by value.
@@ -203,7 +205,7 @@ def lift_dequantize(graph: GraphProto) -> int:
     how many nodes move floats now. OpenVINO knows a quantizer by the two side by side and takes it into the layer
     before; it finds by itself that what follows can move integers."""
     made, readers = producers(graph), consumers(graph)
-    known: dict[str, tuple[float, int] | None] = {}
+    known: dict[str, Scale | None] = {}
     lifted = [n for n in graph.node if n.op_type in MOVERS and _moved_scale(graph, made, n.output[0], known)]
     ends = [reader for node in lifted for name in node.output for reader in readers.get(name, [])]
     pairs = [end for end in ends if end.op_type == "DequantizeLinear"]
@@ -244,16 +246,15 @@ def _moved(node: NodeProto) -> list[str]:
     return list(node.input) if node.op_type == "Concat" else [node.input[0]]
 
 
-def _scale(graph: GraphProto, node: NodeProto) -> tuple[float, int] | None:
-    """Scale and zero-point of a QuantizeLinear or DequantizeLinear; None where it has one a channel."""
-    scale = value(graph, node.input[1])
-    zero = value(graph, node.input[2]) if len(node.input) > 2 else np.zeros(())
-    return None if scale is None or zero is None or scale.ndim else (float(scale), int(zero))
+def _scale(graph: GraphProto, node: NodeProto) -> Scale | None:
+    """Scale, zero-point and its type of a QuantizeLinear or DequantizeLinear; None for one a channel, or for none."""
+    scale, zero = (value(graph, name) for name in [*node.input[1:3], ""][:2])
+    return None if scale is None or zero is None or scale.ndim else (float(scale), int(zero), str(zero.dtype))
 
 
 def _moved_scale(
-    graph: GraphProto, made: dict[str, NodeProto], name: str, known: dict[str, tuple[float, int] | None]
-) -> tuple[float, int] | None:
+    graph: GraphProto, made: dict[str, NodeProto], name: str, known: dict[str, Scale | None]
+) -> Scale | None:
     """How integers that were moved here were quantized; None for floats, constants, and where it differs."""
     if name not in known:
         node, known[name] = made.get(name), None
@@ -301,13 +302,8 @@ def free_activations(graph: GraphProto) -> int:
 
 def _alike(graph: GraphProto, pairs: Sequence[NodeProto]) -> bool:
     """Whether these DequantizeLinear nodes of activations share one scale and zero-point."""
-    known = []
-    for pair in pairs:
-        scale, zero = (value(graph, name) for name in pair.input[1:3])
-        if scale is None or zero is None or scale.ndim or value(graph, pair.input[0]) is not None:
-            return False
-        known.append((float(scale), int(zero), zero.dtype))
-    return len(set(known)) == 1
+    known = {None if value(graph, pair.input[0]) is not None else _scale(graph, pair) for pair in pairs}
+    return len(known) == 1 and None not in known
 
 
 def own_zero_points(graph: GraphProto) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.artifact import Artifact, sha256_file
+from edgewise.bench.ask import beside
 from edgewise.bench.record import MEASUREMENTS, FileUnderTest, Results, load_results
 from edgewise.errors import ArtifactError
 
@@ -80,7 +81,7 @@ def check_there(measured: Measured, file: FileUnderTest) -> None:
     where, again = f"{measured.name}: {file.name}", "name a folder that still has its files, or measure anew"
     if not path.is_file():
         raise ArtifactError(f"it was measured at {path}, and is not there any more", where=where, hint=again)
-    for part, expected in ((path, file.sha256), (path.with_suffix(".bin"), file.weights_sha256)):
+    for part, expected in zip((path, *beside(file)), (file.sha256, file.weights_sha256), strict=False):
         if expected is not None and (not part.is_file() or sha256_file(part) != expected):
             raise ArtifactError(f"{part} is not the file that was measured: its bytes differ", where=where, hint=again)
     if not measured.inputs.is_file():

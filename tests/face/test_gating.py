@@ -213,7 +213,7 @@ def test_other_weights_of_openvino_are_another_file(folder: Path) -> None:
     (folder / "net.xml").write_text("<net/>")
 
     def openvino(results: Results) -> Results:
-        new = {"path": str(folder / "net.xml"), "sha256": sha256_file(folder / "net.xml")}
+        new = {"runtime": "openvino", "path": str(folder / "net.xml"), "sha256": sha256_file(folder / "net.xml")}
         files = tuple(replace(file, **new, weights_sha256=sha256_file(weights)) for file in results.files)
         return replace(results, files=files)
 
